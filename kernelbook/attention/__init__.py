@@ -1,0 +1,7 @@
+"""Attention by any kernel: the definition, the paths that compute it, and the module built on it."""
+
+from .definition import NORMALISERS, visible_keys, weights
+from .dispatch import PATHS, Plan, attend, explain
+from .module import KernelAttention
+
+__all__ = ["attend", "explain", "weights", "KernelAttention", "NORMALISERS", "PATHS", "Plan", "visible_keys"]

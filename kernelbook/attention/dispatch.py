@@ -1,0 +1,180 @@
+"""One entry to attention: which path computes it, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..debugging import check_finite
+from ..kernels import Kernel, check_points, get
+from . import fused as _fused
+from .definition import check_mask, check_normaliser, exact
+
+__all__ = ["attend", "explain", "Plan", "PATHS"]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A way to compute attention: what it does, when it refuses, and the function."""
+
+    does: str
+    refusal: Callable[[Kernel, str], str | None]
+    compute: Callable[..., Tensor]
+
+
+#: The paths, best first: ``auto`` takes the first that does not refuse.
+PATHS: dict[str, Path] = {
+    "fused": Path("torch's fused attention on queries and keys in softmax form: no n x m array where torch's "
+                  "backend makes none", _fused.refusal, _fused.fused),
+    "exact": Path("the definition: the n x m matrix of weights, times the values", lambda kernel, normaliser: None,
+                  exact),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which path a call takes, and why; print it.
+
+    Attributes
+    ----------
+    path : str
+        The path taken.
+    reason : str
+        Why that one.
+    refused : dict
+        The paths that cannot serve the call, with the reason of each.
+    """
+
+    path: str
+    reason: str
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"path {self.path!r}: {self.reason}"]
+        return "\n".join(lines + [f"not {path!r}: {why}" for path, why in self.refused.items()])
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None, dropout: float,
+           normaliser: str) -> None:
+    check_points(q, k)
+    check_normaliser(kernel, normaliser)
+    if not isinstance(v, Tensor) or v.ndim < 2:
+        shown = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        raise ValueError(f"v must be a tensor of shape (..., m, d_v), not {shown}")
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"v must have a row for each key, but k is (..., m, d) = {tuple(k.shape)} "
+                         f"and v is (..., m, d_v) = {tuple(v.shape)}")
+    if v.dtype != q.dtype or v.device != q.device:
+        raise TypeError(f"v must have the dtype and device of q and k, {q.dtype} on {q.device}, "
+                        f"but is {v.dtype} on {v.device}")
+    try:
+        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except RuntimeError:
+        raise ValueError(f"the leading axes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} "
+                         "do not broadcast") from None
+    if mask is not None:
+        check_mask(mask, (*batch, q.shape[-2], k.shape[-2]))
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+    check_finite(q=q, k=k, v=v)
+
+
+def _plan(kernel: Kernel, normaliser: str, path: str) -> Plan:
+    refused = {name: why for name, p in PATHS.items() if (why := p.refusal(kernel, normaliser)) is not None}
+    if path == "auto":
+        chosen = next(name for name in PATHS if name not in refused)
+        return Plan(chosen, f"the first that serves this call; {PATHS[chosen].does}", refused)
+    if path not in PATHS:
+        raise ValueError(f"no path is called {path!r} (known: auto, {', '.join(PATHS)})")
+    if path in refused:
+        raise ValueError(f"path {path!r} cannot serve this call: {refused[path]}; "
+                         "use path='auto' or path='exact'")
+    return Plan(path, f"asked for; {PATHS[path].does}", refused)
+
+
+def explain(
+    q: Float[Tensor, "*#batch n d"],
+    k: Float[Tensor, "*#batch m d"],
+    v: Float[Tensor, "*#batch m d_v"],
+    kernel: str | Kernel = "edp",
+    *,
+    mask: Bool[Tensor, "*#batch #n #m"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    normaliser: str = "sum",
+    path: str = "auto",
+) -> Plan:
+    """Which path :func:`attend` takes for the same arguments, and why; nothing is computed.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`attend` does.
+    """
+    kernel = get(kernel)
+    _check(q, k, v, kernel, mask, dropout, normaliser)
+    return _plan(kernel, normaliser, path)
+
+
+def attend(
+    q: Float[Tensor, "*#batch n d"],
+    k: Float[Tensor, "*#batch m d"],
+    v: Float[Tensor, "*#batch m d_v"],
+    kernel: str | Kernel = "edp",
+    *,
+    mask: Bool[Tensor, "*#batch #n #m"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    normaliser: str = "sum",
+    path: str = "auto",
+) -> Float[Tensor, "*batch n d_v"]:
+    r"""Attention by a kernel: :math:`o_i=\sum_j w_{ij}v_j` with :math:`w_{ij}=\kappa(q_i,k_j)/N_i`.
+
+    A query that may see no key gets zeros.
+
+    Parameters
+    ----------
+    q, k, v : Tensor
+        Queries ``(..., n, d)``, keys ``(..., m, d)``, values ``(..., m, d_v)``; the leading axes broadcast.
+    kernel : str or Kernel
+        A name among :func:`kernelbook.kernels.available`, or a kernel.
+    mask : Tensor, optional
+        Boolean, broadcasting to ``(..., n, m)``; True where a key may be seen.
+    causal : bool
+        Whether a query sees only the keys up to its own position, the last query aligned with the last key.
+    dropout : float
+        Probability with which each weight is set to 0 (and the others scaled up).  It applies whenever it is not 0.
+    normaliser : str
+        What :math:`N_i` is: one of :data:`kernelbook.attention.NORMALISERS`.
+    path : str
+        How to compute it: ``"auto"``, or one of :data:`PATHS`; :func:`explain` says which is taken and why.
+
+    Returns
+    -------
+    Tensor
+        ``(..., n, d_v)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit, the kernel may be negative and ``normaliser`` is ``"sum"``, or the path asked
+        for cannot serve the call.
+    FloatingPointError
+        In debug mode, if an input holds NaN or infinity.
+
+    References
+    ----------
+    Tsai et al. 2019; chapter *Attention is a kernel smoother*.
+    """
+    kernel = get(kernel)
+    _check(q, k, v, kernel, mask, dropout, normaliser)
+    plan = _plan(kernel, normaliser, path)
+    return PATHS[plan.path].compute(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)

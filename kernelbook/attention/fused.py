@@ -1,0 +1,78 @@
+r"""Kernels whose normalised attention is a softmax of inner products, by torch's fused attention.
+
+The exponentiated dot product is one as it stands.  The Gaussian kernel becomes one because a factor that depends
+on the query alone cancels in the row normalisation (gauge theorem, chapter *Attention is a kernel smoother*):
+
+.. math:: e^{-\lVert q-k\rVert^2/2\sigma^2}
+          = e^{-\lVert q\rVert^2/2\sigma^2}\; e^{(q,\,1)\cdot(k,\,-\lVert k\rVert^2/2)/\sigma^2}.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..kernels import EDP, RBF, Kernel
+from .definition import visible_keys
+
+__all__ = ["fused", "refusal"]
+
+
+def refusal(kernel: Kernel, normaliser: str) -> str | None:
+    """Why the fused path cannot serve this kernel and normaliser, or None if it can."""
+    if type(kernel) not in _SOFTMAX_FORM:
+        served = ", ".join(cls.__name__ for cls in _SOFTMAX_FORM)
+        return f"{kernel!r} has no reduction to a softmax of inner products here (served: {served})"
+    if normaliser in ("none", "count"):
+        return f"it divides by the row sum, and the normaliser is {normaliser!r}"
+    return None
+
+
+def _edp(kernel: EDP, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
+    return q, k, q.shape[-1] ** -0.5 if kernel.scale is None else kernel.scale
+
+
+def _rbf(kernel: RBF, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
+    precision = kernel.precision(q.shape[-1])
+    one = torch.ones_like(q[..., :1])
+    # In at least float32: the norm is the largest term of the logit, and its rounding error goes there whole.
+    norm = -0.5 * k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
+    high = norm.to(k.dtype)
+    if k.dtype in (torch.float16, torch.bfloat16):      # one such column cannot hold it: high part and remainder
+        low = (norm - high).to(k.dtype)
+        return torch.cat((q, one, one), -1), torch.cat((k, high, low), -1), precision
+    return torch.cat((q, one), -1), torch.cat((k, high), -1), precision
+
+
+_SOFTMAX_FORM = {EDP: _edp, RBF: _rbf}
+
+
+def fused(
+    q: Float[Tensor, "*#batch n d"],
+    k: Float[Tensor, "*#batch m d"],
+    v: Float[Tensor, "*#batch m d_v"],
+    kernel: Kernel,
+    *,
+    mask: Bool[Tensor, "*#batch #n #m"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    normaliser: str = "sum",
+) -> Float[Tensor, "*batch n d_v"]:
+    """Attention by :func:`torch.nn.functional.scaled_dot_product_attention`, for a kernel in softmax form."""
+    n, m, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
+    if m == 0:
+        return v.new_zeros(*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]), n, d_v)
+    q, k, scale = _SOFTMAX_FORM[type(kernel)](kernel, q, k)
+    if q.shape[-1] != d_v:
+        # The fused kernels want q, k and v of one width; columns of zeros change no inner product.
+        width = max(q.shape[-1], d_v)
+        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    q, k, v = (x.expand(*batch, *x.shape[-2:]) for x in (q, k, v))
+    # torch aligns its causal mask with the first key, we with the last: they agree for n = m.
+    square = causal and mask is None and n == m
+    see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
+    return out[..., :d_v]

@@ -1,0 +1,196 @@
+"""Multi-head attention with a kernel, in the place of :class:`torch.nn.MultiheadAttention`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels import Kernel, get
+from .definition import check_normaliser, weights
+from .dispatch import attend
+
+__all__ = ["KernelAttention"]
+
+
+class KernelAttention(nn.Module):
+    r"""Multi-head attention by any kernel, a drop-in for :class:`torch.nn.MultiheadAttention`.
+
+    .. math:: \operatorname{head}_h = \operatorname{attend}(XW^Q_h, YW^K_h, YW^V_h), \qquad
+              \text{output} = [\operatorname{head}_1,\dots,\operatorname{head}_H]\,W^O .
+
+    Arguments, parameter names and mask conventions are torch's (in particular a boolean mask is True where a key may
+    *not* be seen, the opposite of :func:`attend`), so its weights load here and the two agree for ``kernel="edp"``;
+    only a query with no key to see gets zeros here and NaN there.
+
+    Parameters
+    ----------
+    embed_dim, num_heads : int
+        Width of the model, and number of heads, which must divide it.
+    dropout : float
+        Of the weights, while training.
+    bias : bool
+        Whether the projections have biases.
+    kdim, vdim : int, optional
+        Widths of key and value inputs (default ``embed_dim``).
+    batch_first : bool
+        Whether inputs are ``(batch, length, embed_dim)`` rather than ``(length, batch, embed_dim)``.
+    device, dtype : optional
+        Of the parameters.
+    kernel : str or Kernel
+        Of the heads, at width ``embed_dim // num_heads``.
+    normaliser, path : str
+        As in :func:`attend`.
+
+    Raises
+    ------
+    ValueError
+        If ``num_heads`` does not divide ``embed_dim``, or the kernel may be negative and ``normaliser`` is ``"sum"``,
+        or ``add_bias_kv`` or ``add_zero_attn`` is asked for: neither is provided.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
+                 add_bias_kv: bool = False, add_zero_attn: bool = False, kdim: int | None = None,
+                 vdim: int | None = None, batch_first: bool = False, device=None, dtype=None, *,
+                 kernel: str | Kernel = "edp", normaliser: str = "sum", path: str = "auto") -> None:
+        super().__init__()
+        if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
+            raise ValueError(f"num_heads must divide embed_dim, but {num_heads} does not divide {embed_dim}")
+        if add_bias_kv or add_zero_attn:
+            raise ValueError("KernelAttention has neither add_bias_kv nor add_zero_attn; leave them False")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
+        self.dropout, self.batch_first, self.normaliser, self.path = dropout, batch_first, normaliser, path
+        self.kernel = get(kernel)
+        check_normaliser(self.kernel, normaliser)
+        made = {"device": device, "dtype": dtype}
+        self._one_projection = self.kdim == self.vdim == embed_dim
+        if self._one_projection:
+            self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **made))
+        else:
+            self.q_proj_weight = nn.Parameter(torch.empty(embed_dim, embed_dim, **made))
+            self.k_proj_weight = nn.Parameter(torch.empty(embed_dim, self.kdim, **made))
+            self.v_proj_weight = nn.Parameter(torch.empty(embed_dim, self.vdim, **made))
+        if bias:
+            self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, **made))
+        else:
+            self.register_parameter("in_proj_bias", None)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **made)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as torch's module does."""
+        for name, p in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            elif not name.startswith("out_proj"):
+                nn.init.xavier_uniform_(p)
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=5 ** 0.5)
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, kernel={self.kernel!r}"
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        if not self._one_projection:
+            ws = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        elif query is key and key is value:
+            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        else:
+            ws = self.in_proj_weight.chunk(3)
+        return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), ws, biases, strict=True))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+                need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
+                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attend from ``query`` to ``key`` and ``value``.
+
+        Parameters
+        ----------
+        query, key, value : Tensor
+            ``(length, batch, width)``, or ``(batch, length, width)`` if ``batch_first``, or ``(length, width)``.
+        key_padding_mask : Tensor, optional
+            ``(batch, m)``, True at keys that nobody may see.
+        need_weights : bool
+            Whether to return the weights too, which takes the exact path.
+        attn_mask : Tensor, optional
+            ``(n, m)`` or ``(batch * num_heads, n, m)``, True where a key may *not* be seen; or floating, of 0 and
+            -inf.
+        average_attn_weights : bool
+            Whether the weights are averaged over the heads.
+        is_causal : bool
+            Whether the attention is causal.  Where ``attn_mask`` is given, that mask counts, as in torch.
+
+        Returns
+        -------
+        output : Tensor
+            Of the shape of ``query``.
+        weights : Tensor or None
+            ``(batch, n, m)``, or ``(batch, num_heads, n, m)`` if not averaged; without the batch axis where the
+            query has none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a shape, a width or a mask does not fit.
+        """
+        alone = query.ndim == 2
+        if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim:
+            raise ValueError("query, key and value must all have 2 axes (length, width) or all 3, but have "
+                             f"{query.ndim}, {key.ndim} and {value.ndim}")
+        expected = (self.embed_dim, self.kdim, self.vdim)
+        if (widths := (query.shape[-1], key.shape[-1], value.shape[-1])) != expected:
+            raise ValueError(f"query, key and value must have widths {expected}, but have {widths}")
+        q, k, v = self._project(query, key, value)
+        if alone:
+            q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        causal = is_causal and attn_mask is None
+        mask = self._visible(key_padding_mask, attn_mask, q.shape[0], q.shape[2], k.shape[2])
+        dropout = self.dropout if self.training else 0.0
+        w = None
+        if need_weights:
+            w = weights(q, k, self.kernel, mask=mask, causal=causal, normaliser=self.normaliser)
+            w = torch.dropout(w, dropout, train=True) if dropout else w
+            out = w @ v
+            w = w.mean(1) if average_attn_weights else w
+        else:
+            out = attend(q, k, v, self.kernel, mask=mask, causal=causal, dropout=dropout, normaliser=self.normaliser,
+                         path=self.path)
+        out = self.out_proj(out.transpose(1, 2).flatten(-2))
+        if alone:
+            return out.squeeze(0), None if w is None else w.squeeze(0)
+        return out if self.batch_first else out.transpose(0, 1), w
+
+    def _visible(self, padding: Tensor | None, attn_mask: Tensor | None, batch: int, n: int, m: int) -> Tensor | None:
+        """Torch's masks, True or -inf at what is hidden, as one mask of what is visible."""
+        see = None
+        if attn_mask is not None:
+            see = ~_hidden(attn_mask, "attn_mask")
+            if attn_mask.shape == (batch * self.num_heads, n, m):
+                see = see.unflatten(0, (batch, self.num_heads))
+            elif attn_mask.shape != (n, m):
+                raise ValueError(f"attn_mask must have shape (n, m) = {(n, m)} or (batch * num_heads, n, m) = "
+                                 f"{(batch * self.num_heads, n, m)}, but has {tuple(attn_mask.shape)}")
+        if padding is not None:
+            if padding.shape != (batch, m):
+                raise ValueError(f"key_padding_mask must have shape (batch, m) = {(batch, m)}, but has "
+                                 f"{tuple(padding.shape)}")
+            keys = ~_hidden(padding, "key_padding_mask")[:, None, None, :]
+            see = keys if see is None else see & keys
+        return see
+
+
+def _hidden(mask: Tensor, name: str) -> Tensor:
+    if mask.dtype is torch.bool:
+        return mask
+    if not mask.is_floating_point():
+        raise TypeError(f"{name} must be boolean (True = may not be seen) or floating (0 and -inf), not {mask.dtype}")
+    hidden = mask == float("-inf")
+    if not (hidden | (mask == 0)).all():
+        raise ValueError(f"{name} holds values other than 0 and -inf; a bias of the logits means something only for "
+                         "exponential kernels: multiply kernels instead (kernelbook.kernels.TensorProduct)")
+    return hidden
