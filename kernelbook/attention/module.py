@@ -90,6 +90,22 @@ class KernelAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, kernel={self.kernel!r}"
 
+    def heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the heads.
+
+        Parameters
+        ----------
+        query, key, value : Tensor
+            ``(batch, length, width)``, batch first whatever ``batch_first`` says.
+
+        Returns
+        -------
+        tuple of Tensor
+            ``(batch, num_heads, n, head_dim)``, ``(batch, num_heads, m, head_dim)`` twice.
+        """
+        return tuple(x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
+                     for x in self._project(query, key, value))
+
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         if not self._one_projection:
@@ -141,13 +157,12 @@ class KernelAttention(nn.Module):
         expected = (self.embed_dim, self.kdim, self.vdim)
         if (widths := (query.shape[-1], key.shape[-1], value.shape[-1])) != expected:
             raise ValueError(f"query, key and value must have widths {expected}, but have {widths}")
-        q, k, v = self._project(query, key, value)
+        one = query is key and key is value         # then one projection makes all three
         if alone:
-            q, k, v = (x.unsqueeze(0) for x in (q, k, v))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
-        q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for x in (q, k, v))
+        if alone or not self.batch_first:
+            query, key, value = (x.unsqueeze(0) if alone else x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = self.heads(query, *(query, query) if one else (key, value))
         causal = is_causal and attn_mask is None
         mask = self._visible(key_padding_mask, attn_mask, q.shape[0], q.shape[2], k.shape[2])
         dropout = self.dropout if self.training else 0.0
