@@ -1,0 +1,5 @@
+"""``python -m kernelbook`` is the command ``kernelbook``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,341 @@
+"""The command ``kernelbook``: train, translate, evaluate, look at results, manage data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .kernels import Kernel
+    from .results import Record
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Attention as a binary kernel machine: train, translate, evaluate, results, data.")
+train_app = typer.Typer(no_args_is_help=True, help="Train a model and evaluate it.")
+data_app = typer.Typer(no_args_is_help=True, help="What corpora there are, and where their cache lies.")
+results_app = typer.Typer(no_args_is_help=True, help="Records of trained runs.")
+app.add_typer(train_app, name="train")
+app.add_typer(data_app, name="data")
+app.add_typer(results_app, name="results")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command; what a user can mend is told in a line or two, without a traceback."""
+    from .data.errors import DataError
+    from .files import FileError
+
+    try:
+        app(standalone_mode=True)
+    except (ValueError, FileError, DataError, FloatingPointError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    err.print("error:", style="bold red", end=" ")
+    err.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        out.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _app(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                               help="Print the version.")] = False) -> None:
+    pass
+
+
+# ------------------------------------------------------------------------- train
+
+def _option_value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def _kernel(name: str, options: list[str]) -> Kernel:
+    from .kernels import get
+
+    pairs = [option.partition("=") for option in options]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"--kernel-option takes name=value, as in --kernel-option degree=4; got {wrong[0]!r}")
+    return get(name, **{key: _option_value(value) for key, _, value in pairs})
+
+
+@train_app.command("translation")
+def train_translation(
+    kernel: Annotated[str, typer.Option(help="Kernel of every attention; a wrong name lists the right ones.")] = "edp",
+    preset: Annotated[str, typer.Option(help="Size of the run: smoke (seconds), quick (3 minutes on 2 CPU cores), "
+                                             "laptop (15) or gpu.")] = "quick",
+    data: Annotated[str, typer.Option(help="Corpus: see kernelbook data list.")] = "",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the corpus, say .../multi30k.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, dropout and batches.")] = 0,
+    kernel_option: Annotated[list[str], typer.Option(help="Option of the kernel, as in degree=4; repeatable.")] = [],  # noqa: B006
+    normaliser: Annotated[str, typer.Option(help="What the kernel's values are divided by; kernels that may be "
+                                                 "negative need another than sum.")] = "sum",
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    folder: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/NAME")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto, as in Lightning Fabric.")] = "auto",
+    precision: Annotated[str, typer.Option(help="As in Lightning Fabric: 32-true, bf16-mixed, ...")] = "32-true",
+) -> None:
+    """Train a translator from German to English; print BLEU beside two trivial systems, and three translations."""
+    import torch
+
+    from .tasks import train_translation as run
+    from .training import Interrupted
+
+    torch.set_flush_denormal(True)      # numbers below 1e-38 slow some CPUs manyfold and mean nothing here
+    with _Progress() as progress:
+        try:
+            record, where = run(kernel=_kernel(kernel, kernel_option), preset=preset, corpus=_corpus(data, data_dir),
+                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser, epochs=epochs,
+                                resume=resume, overwrite=overwrite, accelerator=accelerator, precision=precision,
+                                report=progress)
+        except Interrupted as stop:
+            progress.close()
+            words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
+            _fail(f"{stop}\ngo on with: kernelbook {' '.join(words)} --resume", 130)
+    _show(record)
+    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}", highlight=False)
+    out.print(f'try     kernelbook translate {where} "Ein Satz."', highlight=False, markup=False)
+
+
+def _corpus(name: str, data_dir: Path | None) -> str:
+    """The corpus asked for; else the one that the folder is named after; else the package corpus."""
+    from .data import CORPORA
+
+    if name:
+        return name
+    if data_dir is not None:
+        if data_dir.resolve().name in CORPORA:
+            return data_dir.resolve().name
+        inside = [n for n, c in CORPORA.items() if c.task == "translation" and (data_dir / n).is_dir()]
+        if len(inside) == 1:
+            return inside[0]
+        raise ValueError(f"--data-dir {data_dir} does not tell which corpus it holds; add --data, one of "
+                         f"{', '.join(n for n, c in CORPORA.items() if c.task == 'translation')}")
+    return "bible"
+
+
+class _Progress:
+    """A progress bar with time left, on a terminal; a line an epoch elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                            TextColumn("left"), Left(), TextColumn("{task.fields[note]}"), console=err,
+                            transient=True, disable=not err.is_terminal)
+        self.task: Any = None
+
+    def __enter__(self) -> _Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bar.stop()
+
+    def _start(self, what: str, total: int | None, done: int = 0) -> None:
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(what, total=total, completed=done, note="")
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        say = self.bar.console.print
+        if "phase" in event:
+            self._start(event["phase"], None)
+        elif "about" in event:
+            about = event["about"]
+            say(f"{about['data']}\nkernel  {about['kernel']!r}: {about['kernel']}\n"
+                f"model   {about['parameters']:,} parameters", highlight=False, markup=False)
+        elif "step" in event:
+            self.bar.update(self.task, total=event["total"], completed=event["step"],
+                            note=f"epoch {event['epoch']}  loss {event['loss']:.3f}")
+        elif "history" in event:
+            h = event["history"]
+            say(f"epoch {h['epoch']:>2}  train loss {h['train_loss']:.3f}  valid loss {h['valid_loss']:.3f}  "
+                f"valid perplexity {h['valid_perplexity']:.1f}", highlight=False)
+        elif "translated" in event:
+            self.bar.update(self.task, total=event["of"], completed=event["translated"])
+
+
+def _show(record: Record) -> None:
+    out.print(f"\n{record.name}: {record.data['test']:,} held-out pairs of {record.data['name']}", highlight=False)
+    table = Table("system", "BLEU", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row(f"this model ({record.parameters:,} parameters)", f"{record.metrics['test_bleu']:.2f}")
+    for name, value in record.baselines.items():
+        table.add_row(name.replace("_", " "), f"{value:.2f}")
+    out.print(table)
+    out.print(record.signature, highlight=False)
+    p = record.provenance
+    out.print(f"seed {record.seed}, {p['device']}, {p['threads']} threads, {p['wall_time_s']:.0f} s", highlight=False)
+    for sample in record.samples:
+        out.print()
+        for name, text in sample.items():
+            out.print(f"{name:<12} {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+# ------------------------------------------------------------------------- translate and evaluate
+
+def _translator(checkpoint: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from .data import Tokenizer
+    from .training import load_model
+
+    model, metadata = load_model(checkpoint)
+    if metadata.get("task") != "translation":
+        raise ValueError(f"{checkpoint} was not trained to translate, but for {metadata.get('task')!r}")
+    return model, Tokenizer.from_json(metadata["tokenizer"]), metadata
+
+
+@app.command()
+def translate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
+    sentences: Annotated[list[str] | None, typer.Argument(help="In German; without any, lines of the standard "
+                                                               "input.", show_default=False)] = None,
+) -> None:
+    """Translate sentences of your own, one line each."""
+    from .evaluation import translate as run
+
+    model, tokenizer, _ = _translator(checkpoint)
+    if sentences is None:
+        if sys.stdin.isatty():
+            err.print("type German sentences, one a line; Ctrl-D ends", style="dim")
+        sentences = sys.stdin.read().splitlines()
+    for text in run(model, tokenizer, sentences):
+        print(text)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
+    data: Annotated[str, typer.Option(help="Corpus: see kernelbook data list.")] = "",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the corpus.")] = None,
+    split: Annotated[str, typer.Option(help="valid or test.")] = "test",
+    max_words: Annotated[int | None, typer.Option(min=1, help="Only pairs whose sides have at most so many "
+                                                              "words.")] = None,
+) -> None:
+    """BLEU of a translator on held-out pairs, beside two trivial systems."""
+    from . import evaluation
+    from .data import load_translation
+
+    if split not in ("valid", "test"):
+        raise ValueError(f"--split is valid or test, not {split!r}")
+    model, tokenizer, _ = _translator(checkpoint)
+    corpus = load_translation(_corpus(data, data_dir), data_dir=data_dir)
+    corpus = corpus.short(max_words) if max_words else corpus
+    pairs = getattr(corpus, split)
+    with _Progress() as progress:
+        progress({"phase": "evaluation"})
+        done = 0
+
+        def translated(n: int) -> None:
+            nonlocal done
+            done += n
+            progress({"translated": done, "of": len(pairs)})
+
+        found = evaluation.translate(model, tokenizer, [p.source for p in pairs], progress=translated)
+    score = evaluation.bleu(found, [p.target for p in pairs])
+    out.print(f"{len(pairs):,} pairs of {corpus.name}, {split}", highlight=False)
+    out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False)
+    for name, value in evaluation.baselines(corpus.train, pairs).items():
+        out.print(f"     {value:.2f}  {name.replace('_', ' ')}", highlight=False)
+
+
+# ------------------------------------------------------------------------- results
+
+@results_app.command("list")
+def results_list(folder: Annotated[Path, typer.Argument(help="Where the records lie.")] = Path("results")) -> None:
+    """A table of the records in a folder."""
+    from .results import load, table
+
+    paths = sorted(p for p in folder.rglob("*.json"))
+    if not paths:
+        raise ValueError(f"no record lies in {folder}; name the folder of some, as in kernelbook results list runs")
+    rows = table(load(p) for p in paths)
+    shown = Table("run", "kernel", "BLEU", "best trivial", "parameters", "device", "seconds", box=None,
+                  pad_edge=False)
+    for row in rows:
+        shown.add_row(row["name"], row["kernel"], *("" if row[c] is None else f"{row[c]:.2f}"
+                                                    for c in ("metric", "baseline")),
+                      f"{row['parameters']:,}", row["device"], f"{row['wall_time_s']:.0f}")
+    out.print(shown)
+
+
+@results_app.command("show")
+def results_show(record: Annotated[Path, typer.Argument(help="Of one run: its JSON file, or its folder.")]) -> None:
+    """One record, to read."""
+    from .results import load
+
+    _show(load(record / "record.json" if record.is_dir() else record))
+
+
+# ------------------------------------------------------------------------- data
+
+@data_app.command("list")
+def data_list() -> None:
+    """The corpora, their sizes and licences; nothing is downloaded."""
+    from . import data
+
+    table = Table("name", "task", "from", "size", "licence", "here", box=None, pad_edge=False)
+    for name, corpus in data.CORPORA.items():
+        size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
+        table.add_row(name, corpus.task, corpus.source, size, corpus.licence, "yes" if _here(name) else "no")
+    out.print(table)
+    out.print(f"cache: {data.cache_dir()}", highlight=False, soft_wrap=True)
+
+
+def _here(name: str) -> bool:
+    from . import data
+
+    return data.info(name).available
+
+
+@data_app.command("info")
+def data_info(name: Annotated[str, typer.Argument(help="Of a corpus.")]) -> None:
+    """One corpus: what it is, where from, how big, under which licence, and whether it is here."""
+    from . import data
+
+    out.print(str(data.info(name)), highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("fetch")
+def data_fetch(name: Annotated[str, typer.Argument(help="Of a corpus.")]) -> None:
+    """Download a corpus, check it, and keep it in the cache."""
+    from . import data
+
+    out.print(f"ready: {data.fetch(name)}", highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("clear")
+def data_clear(
+    name: Annotated[str | None, typer.Argument(help="Of a corpus; without one, all.", show_default=False)] = None,
+) -> None:
+    """Delete what was downloaded."""
+    from . import data
+
+    out.print(f"freed {data.human_bytes(data.clear(name))}", highlight=False)
