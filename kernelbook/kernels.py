@@ -49,6 +49,7 @@ import dataclasses
 import difflib
 import enum
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -107,10 +108,9 @@ class Interval:
 
     def exp(self) -> Interval:
         """The interval of the exponentials of its points."""
-        def up(x: float) -> float:
-            return math.exp(x) if x < 700 else math.inf
-
-        return Interval(up(self.low), up(self.high), self.closed_low, self.closed_high)
+        largest = 709.0     # e to this is still a float64; a lower end beyond it is rounded down, an upper one up
+        high = math.exp(self.high) if self.high <= largest else math.inf
+        return Interval(math.exp(min(self.low, largest)), high, self.closed_low, self.closed_high and high < math.inf)
 
 
 class Definiteness(enum.Enum):
@@ -221,16 +221,21 @@ class Kernel:
 
     # -- combining
     def __add__(self, other: Kernel | float) -> Kernel:
-        return Sum(self, _as_kernel(other))
+        if isinstance(other, numbers.Real):
+            other = Constant(float(other))
+        return Sum(self, other) if isinstance(other, Kernel) else NotImplemented
 
     def __radd__(self, other: float) -> Kernel:
-        return Sum(_as_kernel(other), self)
+        if not isinstance(other, numbers.Real):
+            return NotImplemented
+        return self if other == 0 else Sum(Constant(float(other)), self)       # sum() of a list starts from 0
 
     def __mul__(self, other: Kernel | float) -> Kernel:
-        return Product(self, other) if isinstance(other, Kernel) else Scaled(self, float(other))
+        return Product(self, other) if isinstance(other, Kernel) else self.__rmul__(other)
 
     def __rmul__(self, other: float) -> Kernel:
-        return Scaled(self, float(other))
+        # A tensor is no number here: its gradient would be lost.
+        return Scaled(self, float(other)) if isinstance(other, numbers.Real) else NotImplemented
 
     def __neg__(self) -> Kernel:
         return Scaled(self, -1.0)
@@ -312,10 +317,17 @@ def register(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
     ValueError
         If another class has the name.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"register takes the kernel's name, as in @register('laplace'), not {name!r}")
+
     def add(cls: type[Kernel]) -> type[Kernel]:
+        if not (isinstance(cls, type) and issubclass(cls, Kernel)):
+            raise TypeError(f"@register({name!r}) decorates a class that derives from Kernel, not {cls!r}")
         # The same class defined anew, as when a notebook cell is run twice, replaces the old one.
-        if name in _CLASSES and _CLASSES[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"the kernel name {name!r} is taken by {_CLASSES[name].__qualname__}; choose another")
+        old = _CLASSES.get(name, cls)
+        if (old.__module__, old.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"the kernel name {name!r} is taken by {old.__module__}.{old.__qualname__}; "
+                             "choose another")
         _CLASSES[name] = cls
         return cls
 
@@ -363,6 +375,9 @@ def get(kernel: str | Kernel, **options: Any) -> Kernel:
             raise ValueError(f"options {sorted(options)} go with a kernel's name, but a kernel was given: {kernel!r}; "
                              "make it with these options instead")
         return kernel
+    if isinstance(kernel, type) and issubclass(kernel, Kernel):
+        raise TypeError(f"kernel must be a name or a kernel, not the class {kernel.__name__}; make one of it: "
+                        f"{kernel.__name__}(...)")
     if not isinstance(kernel, str):
         raise TypeError(f"kernel must be a name or a kernelbook.kernels.Kernel, not {type(kernel).__name__}; "
                         "kernelbook.kernels tells how to write a kernel of your own")
@@ -389,8 +404,11 @@ def from_config(config: dict[str, Any]) -> Kernel:
     Raises
     ------
     ValueError
-        If no such kernel is registered (a reader's own needs its module imported first).
+        If it is no such dictionary, or no such kernel is registered (a reader's own needs its module imported first).
     """
+    if not isinstance(config, dict) or "kernel" not in config:
+        raise ValueError("a kernel's configuration is a dictionary with the key 'kernel', as Kernel.to_config makes "
+                         f"it, not {config!r}")
     config = dict(config)
     name = config.pop("kernel")
     if name not in _CLASSES:
@@ -430,8 +448,13 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _as_kernel(x: Kernel | float) -> Kernel:
-    return x if isinstance(x, Kernel) else Constant(float(x))
+def _is_number(x: Any) -> bool:
+    """Whether ``x`` is a finite number; a tensor is none, since its gradient would be lost on the way."""
+    return isinstance(x, numbers.Real) and math.isfinite(x)
+
+
+def _in_brackets(kernel: Kernel, *binding_less: type[Kernel]) -> str:
+    return f"({kernel!r})" if isinstance(kernel, binding_less) else repr(kernel)
 
 
 def _scale(scale: float | None, d: int) -> float:
@@ -464,8 +487,8 @@ class _Scaled(Kernel):
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        _require(self.scale is None or (math.isfinite(self.scale) and self.scale > 0),
-                 f"{type(self).__name__}: scale must be a positive number or None (1/√d), not {self.scale}")
+        _require(self.scale is None or (_is_number(self.scale) and self.scale > 0),
+                 f"{type(self).__name__}: scale must be a positive number or None (1/√d), not {self.scale!r}")
 
 
 # ------------------------------------------------------------------------- the zoo
@@ -529,8 +552,8 @@ class RBF(Kernel):
     source = "classical; in attention: Tsai et al. 2019"
 
     def __post_init__(self) -> None:
-        _require(self.bandwidth is None or (math.isfinite(self.bandwidth) and self.bandwidth > 0),
-                 f"RBF: bandwidth must be a positive number or None (d^(1/4)), not {self.bandwidth}")
+        _require(self.bandwidth is None or (_is_number(self.bandwidth) and self.bandwidth > 0),
+                 f"RBF: bandwidth must be a positive number or None (d^(1/4)), not {self.bandwidth!r}")
 
     @property
     def formula(self) -> str:
@@ -583,9 +606,8 @@ class L2(_Scaled):
         return _times(self.scale, r"\lVert q-k\rVert", tex=True)
 
     def gram(self, q, k):
-        # cdist's gradient at coinciding points is 0, a subgradient; that of sqrt would be infinite.
-        dist = torch.cdist(q, k, compute_mode="donot_use_mm_for_euclid_dist")
-        return dist * _scale(self.scale, q.shape[-1])
+        # vector_norm's gradient at coinciding points is 0, a subgradient; that of sqrt would be infinite.
+        return torch.linalg.vector_norm(_differences(q, k), dim=-1) * _scale(self.scale, q.shape[-1])
 
 
 @register("l2_squared")
@@ -740,7 +762,7 @@ class Polynomial(_Scaled):
         super().__post_init__()
         _require(isinstance(self.degree, int) and self.degree >= 1,
                  f"Polynomial: degree must be a positive integer, not {self.degree!r}")
-        _require(math.isfinite(self.offset), f"Polynomial: offset must be finite, not {self.offset}")
+        _require(_is_number(self.offset), f"Polynomial: offset must be a finite number, not {self.offset!r}")
 
     @property
     def range(self) -> Interval:
@@ -804,7 +826,7 @@ class Taylor(_Scaled):
     def _minimum(self) -> float:
         # The derivative of T_N is T_{N-1}; where it vanishes, T_N is a^N/N!, positive because N is even.
         def polynomial(a: float, n: int) -> float:
-            return math.fsum(a ** i / math.factorial(i) for i in range(n + 1))
+            return math.fsum([a ** i / math.factorial(i) for i in range(n + 1)])
 
         low, high = -float(self.degree), 0.0        # T_{N-1}, of odd degree, changes sign once, in here
         for _ in range(80):
@@ -881,8 +903,11 @@ class Cosine(Kernel):
 
 
 def _unit(x: Tensor) -> Tensor:
+    # The largest coordinate becomes 1 first, so that no square underflows or overflows.
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    x = x / torch.where(zero, 1.0, largest)
     # The zero vector maps to itself, with gradient 0 rather than NaN: its norm is never differentiated.
-    zero = (x == 0).all(-1, keepdim=True)
     return torch.where(zero, 0.0, x / torch.linalg.vector_norm(torch.where(zero, 1.0, x), dim=-1, keepdim=True))
 
 
@@ -900,6 +925,13 @@ class Constant(Kernel):
     value: float = 1.0
 
     source = "classical"
+
+    def __post_init__(self) -> None:
+        _require(_is_number(self.value), f"Constant: value must be a finite number, not {self.value!r}")
+
+    @property
+    def exponential(self) -> bool:
+        return self.value > 0
 
     @property
     def range(self) -> Interval:
@@ -922,6 +954,11 @@ class Constant(Kernel):
     def gram(self, q, k):
         shape = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
         return q.new_full((*shape, q.shape[-2], k.shape[-2]), self.value)
+
+    def log_gram(self, q, k):
+        if not self.exponential:
+            return super().log_gram(q, k)
+        return Constant(math.log(self.value)).gram(q, k)
 
 
 # ------------------------------------------------------------------------- combinators
@@ -966,7 +1003,7 @@ class Sum(Kernel):
         return f"{self.first.latex}+{self.second.latex}"
 
     def __repr__(self) -> str:
-        return f"{self.first!r} + {self.second!r}"
+        return f"{self.first!r} + {_in_brackets(self.second, Sum)}"
 
     def feature_dimension(self, d: int) -> float:
         return self.first.feature_dimension(d) + self.second.feature_dimension(d)
@@ -1018,7 +1055,7 @@ class Product(Kernel):
         return rf"\left[{self.first.latex}\right]\cdot\left[{self.second.latex}\right]"
 
     def __repr__(self) -> str:
-        return " * ".join(f"({x!r})" if isinstance(x, Sum) else repr(x) for x in (self.first, self.second))
+        return f"{_in_brackets(self.first, Sum)} * {_in_brackets(self.second, Sum, Product, Scaled)}"
 
     def feature_dimension(self, d: int) -> float:
         a, b = self.first.feature_dimension(d), self.second.feature_dimension(d)
@@ -1068,7 +1105,7 @@ class Exponential(Kernel):
         return rf"\exp\left({self.base.latex}\right)"
 
     def __repr__(self) -> str:
-        return f"({self.base!r}).exp()" if isinstance(self.base, (Sum, Product, Scaled)) else f"{self.base!r}.exp()"
+        return f"{_in_brackets(self.base, Sum, Product, Scaled)}.exp()"
 
     def feature_dimension(self, d: int) -> float:
         return 1 if self.base.range.low == self.base.range.high else math.inf
@@ -1098,8 +1135,8 @@ class Scaled(Kernel):
     source = "combinator"
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.factor) and self.factor != 0,
-                 f"Scaled: factor must be finite and not 0, not {self.factor}")
+        _require(_is_number(self.factor) and self.factor != 0,
+                 f"Scaled: factor must be a finite number and not 0, not {self.factor!r}")
 
     @property
     def feature_dimension_is_bound(self) -> bool:
@@ -1131,8 +1168,9 @@ class Scaled(Kernel):
         return rf"{'-' if self.factor == -1 else f'{self.factor:g}'}\left[{self.base.latex}\right]"
 
     def __repr__(self) -> str:
-        inner = f"({self.base!r})" if isinstance(self.base, (Sum, Product)) else repr(self.base)
-        return f"-{inner}" if self.factor == -1 else f"{self.factor:g} * {inner}"
+        inner = _in_brackets(self.base, Sum, Product, Scaled)
+        factor = f"{self.factor:g}" if float(f"{self.factor:g}") == self.factor else f"{float(self.factor)!r}"
+        return f"-{inner}" if self.factor == -1 else f"{factor} * {inner}"
 
     def feature_dimension(self, d: int) -> float:
         return self.base.feature_dimension(d)
@@ -1208,7 +1246,7 @@ class TensorProduct(_ProductSpace):
 
     @property
     def formula(self) -> str:
-        return f"[{self.first.formula}]₁…{self.split} · [{self.second.formula}]{self.split + 1}…d"
+        return f"[{self.first.formula}](1…{self.split}) · [{self.second.formula}]({self.split + 1}…d)"
 
     @property
     def latex(self) -> str:
@@ -1250,12 +1288,16 @@ class DirectSum(_ProductSpace):
         return self.first.range + self.second.range
 
     @property
+    def exponential(self) -> bool:
+        return self.first.exponential and self.second.exponential
+
+    @property
     def definiteness(self) -> Definiteness:
         return Sum(self.first, self.second).definiteness
 
     @property
     def formula(self) -> str:
-        return f"[{self.first.formula}]₁…{self.split} + [{self.second.formula}]{self.split + 1}…d"
+        return f"[{self.first.formula}](1…{self.split}) + [{self.second.formula}]({self.split + 1}…d)"
 
     @property
     def latex(self) -> str:
@@ -1268,3 +1310,9 @@ class DirectSum(_ProductSpace):
     def gram(self, q, k):
         (q1, k1), (q2, k2) = self._parts(q, k)
         return self.first.gram(q1, k1) + self.second.gram(q2, k2)
+
+    def log_gram(self, q, k):
+        if not self.exponential:
+            return super().log_gram(q, k)
+        (q1, k1), (q2, k2) = self._parts(q, k)
+        return torch.logaddexp(self.first.log_gram(q1, k1), self.second.log_gram(q2, k2))
