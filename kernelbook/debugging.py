@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 __all__ = ["debug", "debugging", "check_finite"]
@@ -34,8 +35,8 @@ def debug(on: bool = True) -> Iterator[None]:
 
 
 def debugging() -> bool:
-    """Whether debug mode is on."""
-    return _ON.get()
+    """Whether debug mode is on; never in code that torch compiles, which could not stop there."""
+    return not torch.compiler.is_compiling() and _ON.get()
 
 
 def check_finite(**tensors: Tensor) -> None:

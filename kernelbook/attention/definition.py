@@ -39,8 +39,8 @@ def check_normaliser(kernel: Kernel, normaliser: str) -> None:
             f"normalised by 'sum' unasked. Say how: {others}. Or exponentiate it: kernel.exp()")
 
 
-def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless ``mask`` is boolean and broadcasts to ``shape``."""
+def check_mask(mask: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise unless ``mask`` is boolean, broadcasts to ``shape``, and is on ``device``."""
     if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
         kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"mask must be a boolean tensor, True where a key may be seen, not {kind}; an additive mask of "
@@ -52,6 +52,8 @@ def check_mask(mask: Tensor, shape: tuple[int, ...]) -> None:
     if not fits:
         raise ValueError(f"mask has shape {tuple(mask.shape)}, which does not broadcast to the weights' shape "
                          f"(..., n, m) = {tuple(shape)}; a mask of keys (batch, m) becomes one by mask[:, None, :]")
+    if mask.device != device:
+        raise ValueError(f"mask must be on the device of q and k, {device}, but is on {mask.device}")
 
 
 def visible_keys(
@@ -123,9 +125,14 @@ def weights(
     check_points(q, k)
     check_normaliser(kernel, normaliser)
     check_finite(q=q, k=k)
-    n, m = q.shape[-2], k.shape[-2]
     if mask is not None:
-        check_mask(mask, (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), n, m))
+        shape = (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2]), q.shape[-2], k.shape[-2])
+        check_mask(mask, shape, q.device)
+    return _weights(q, k, kernel, mask, causal, normaliser)
+
+
+def _weights(q: Tensor, k: Tensor, kernel: Kernel, mask: Tensor | None, causal: bool, normaliser: str) -> Tensor:
+    n, m = q.shape[-2], k.shape[-2]
     see = visible_keys(n, m, mask=mask, causal=causal, device=q.device)
 
     if kernel.exponential and normaliser in ("sum", "signed-sum", "abs-sum", "relu-sum"):
@@ -138,10 +145,10 @@ def weights(
     if normaliser == "none":
         return values
     if normaliser == "count":
-        total = values.new_full((), m) if see is None else see.sum(-1, keepdim=True).to(values.dtype)
+        total = values.new_full((), m) if see is None else see.broadcast_to(*see.shape[:-1], m).sum(-1, True)
     else:
         total = (values.abs() if normaliser == "abs-sum" else values).sum(-1, keepdim=True)
-    return values / torch.where(total == 0, 1.0, total)
+    return values / torch.where(total == 0, torch.inf, total).to(values.dtype)
 
 
 def _softmax(logits: Tensor, see: Tensor | None) -> Tensor:
@@ -165,5 +172,5 @@ def exact(
     normaliser: str = "sum",
 ) -> Float[Tensor, "*batch n d_v"]:
     """Attention by the definition: the whole matrix of weights, times the values."""
-    w = weights(q, k, kernel, mask=mask, causal=causal, normaliser=normaliser)
+    w = _weights(q, k, kernel, mask, causal, normaliser)
     return torch.dropout(w, dropout, train=True) @ v if dropout else w @ v

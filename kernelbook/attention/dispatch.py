@@ -77,13 +77,19 @@ def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None,
         raise ValueError(f"the leading axes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} "
                          "do not broadcast") from None
     if mask is not None:
-        check_mask(mask, (*batch, q.shape[-2], k.shape[-2]))
-    if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        check_mask(mask, (*batch, q.shape[-2], k.shape[-2]), q.device)
+    check_dropout(dropout)
     check_finite(q=q, k=k, v=v)
 
 
-def _plan(kernel: Kernel, normaliser: str, path: str) -> Plan:
+def check_dropout(dropout: float) -> None:
+    """Raise unless ``dropout`` is a probability below 1."""
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+
+
+def plan(kernel: Kernel, normaliser: str, path: str) -> Plan:
+    """The path for a kernel and a normaliser; raise if the one asked for cannot serve them."""
     refused = {name: why for name, p in PATHS.items() if (why := p.refusal(kernel, normaliser)) is not None}
     if path == "auto":
         chosen = next(name for name in PATHS if name not in refused)
@@ -121,7 +127,7 @@ def explain(
     """
     kernel = get(kernel)
     _check(q, k, v, kernel, mask, dropout, normaliser)
-    return _plan(kernel, normaliser, path)
+    return plan(kernel, normaliser, path)
 
 
 def attend(
@@ -176,5 +182,5 @@ def attend(
     """
     kernel = get(kernel)
     _check(q, k, v, kernel, mask, dropout, normaliser)
-    plan = _plan(kernel, normaliser, path)
-    return PATHS[plan.path].compute(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)
+    chosen = plan(kernel, normaliser, path).path
+    return PATHS[chosen].compute(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)

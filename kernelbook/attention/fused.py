@@ -34,16 +34,24 @@ def _edp(kernel: EDP, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
     return q, k, q.shape[-1] ** -0.5 if kernel.scale is None else kernel.scale
 
 
+_SHARE = 256.0
+
+
 def _rbf(kernel: RBF, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
     precision = kernel.precision(q.shape[-1])
-    one = torch.ones_like(q[..., :1])
+    device = k.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and k.dtype is torch.float32:
+        # Autocast would round the column of norms below, when it is too late to split it.
+        q, k = (x.to(torch.get_autocast_dtype(device)) for x in (q, k))
     # In at least float32: the norm is the largest term of the logit, and its rounding error goes there whole.
     norm = -0.5 * k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
-    high = norm.to(k.dtype)
+    # A power of two moves from the keys' column to the queries', so that float16 holds the norms it can have.
+    share = torch.full_like(q[..., :1], _SHARE)
+    high = (norm / _SHARE).to(k.dtype)
     if k.dtype in (torch.float16, torch.bfloat16):      # one such column cannot hold it: high part and remainder
-        low = (norm - high).to(k.dtype)
-        return torch.cat((q, one, one), -1), torch.cat((k, high, low), -1), precision
-    return torch.cat((q, one), -1), torch.cat((k, high), -1), precision
+        low = (norm / _SHARE - high).to(k.dtype)
+        return torch.cat((q, share, share), -1), torch.cat((k, high, low), -1), precision
+    return torch.cat((q, share), -1), torch.cat((k, high), -1), precision
 
 
 _SOFTMAX_FORM = {EDP: _edp, RBF: _rbf}
@@ -63,7 +71,7 @@ def fused(
     """Attention by :func:`torch.nn.functional.scaled_dot_product_attention`, for a kernel in softmax form."""
     n, m, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     if m == 0:
-        return v.new_zeros(*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]), n, d_v)
+        return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
     q, k, scale = _SOFTMAX_FORM[type(kernel)](kernel, q, k)
     if q.shape[-1] != d_v:
         # The fused kernels want q, k and v of one width; columns of zeros change no inner product.

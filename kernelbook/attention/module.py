@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..debugging import check_finite
 from ..kernels import Kernel, get
 from .definition import check_normaliser, weights
-from .dispatch import attend
+from .dispatch import attend, check_dropout, plan
 
 __all__ = ["KernelAttention"]
 
@@ -46,7 +47,8 @@ class KernelAttention(nn.Module):
     ------
     ValueError
         If ``num_heads`` does not divide ``embed_dim``, or the kernel may be negative and ``normaliser`` is ``"sum"``,
-        or ``add_bias_kv`` or ``add_zero_attn`` is asked for: neither is provided.
+        or ``path`` or ``dropout`` does not fit, or ``add_bias_kv`` or ``add_zero_attn`` is asked for: neither is
+        provided.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
@@ -63,8 +65,11 @@ class KernelAttention(nn.Module):
         self.dropout, self.batch_first, self.normaliser, self.path = dropout, batch_first, normaliser, path
         self.kernel = get(kernel)
         check_normaliser(self.kernel, normaliser)
+        plan(self.kernel, normaliser, path)
+        check_dropout(dropout)
         made = {"device": device, "dtype": dtype}
         self._one_projection = self.kdim == self.vdim == embed_dim
+        self._qkv_same_embed_dim = False    # keeps torch's encoder layer from its fast path, which knows no kernels
         if self._one_projection:
             self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **made))
         else:
@@ -157,6 +162,13 @@ class KernelAttention(nn.Module):
         expected = (self.embed_dim, self.kdim, self.vdim)
         if (widths := (query.shape[-1], key.shape[-1], value.shape[-1])) != expected:
             raise ValueError(f"query, key and value must have widths {expected}, but have {widths}")
+        batch_axis = 0 if self.batch_first else 1
+        if key.shape[:-1] != value.shape[:-1] or not alone and query.shape[batch_axis] != key.shape[batch_axis]:
+            layout = "(batch, length, width)" if self.batch_first else "(length, batch, width)"
+            raise ValueError("key and value must be of one length, and all three of one batch, but query, key and "
+                             f"value have shapes {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}, "
+                             f"which batch_first={self.batch_first} reads as {layout}")
+        check_finite(query=query, key=key, value=value)
         one = query is key and key is value         # then one projection makes all three
         if alone:
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
