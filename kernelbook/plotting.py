@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from PIL import Image
 
 __all__ = [
     "PALETTE", "LINESTYLES", "MARKERS", "SEQUENTIAL", "DIVERGING", "WIDTH", "WIDE", "INK",
@@ -390,10 +391,59 @@ def png(figure: Figure, *, scale: float = 2.0, colours: int | None = None) -> by
         return raw.getvalue()
     from PIL import Image  # matplotlib itself needs it
 
-    few = Image.open(raw).convert("RGB").quantize(colours, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    small = io.BytesIO()
-    few.save(small, format="png", optimize=True)
-    return small.getvalue()
+    (indices,), palette = quantise([Image.open(raw)], colours)
+    return indexed_png(indices, palette)
+
+
+def quantise(pictures: Sequence[Image.Image], colours: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Pictures in a few colours that they share: pixels that were alike are alike, and white is white.
+
+    Parameters
+    ----------
+    pictures : sequence of PIL.Image.Image
+        The pictures.
+    colours : int
+        How many colours they may have together, from 2 to 256.
+
+    Returns
+    -------
+    indices : list of ndarray
+        For each picture, ``(height, width)``: which colour each pixel has.
+    palette : ndarray
+        ``(colours, 3)``: red, green and blue of each colour.
+    """
+    from PIL import Image
+
+    def pack(picture: Image.Image) -> np.ndarray:
+        r, g, b = (np.asarray(band, dtype=np.int32) for band in picture.convert("RGB").split())
+        return r << 16 | g << 8 | b
+
+    packed = [pack(p) for p in pictures]
+    present = np.zeros(1 << 24, dtype=bool)
+    for p in packed:
+        present[p] = True
+    used = np.flatnonzero(present)
+    rgb = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=-1).astype(np.uint8)
+    palette = rgb
+    if len(used) > colours:                                            # every shade counts once, however rare
+        few = Image.fromarray(rgb[None]).quantize(colours - 1, Image.Quantize.MEDIANCUT)
+        palette = np.array(few.getpalette()[: 3 * (colours - 1)], dtype=np.uint8).reshape(-1, 3)
+        palette = np.concatenate([palette, np.full((1, 3), 255, dtype=np.uint8)])
+    a, b = rgb.astype(np.float32), palette.astype(np.float32)
+    nearest = np.zeros(1 << 24, dtype=np.uint8)
+    nearest[used] = ((b**2).sum(-1) - 2 * a @ b.T).argmin(-1)
+    return [nearest[p] for p in packed], palette
+
+
+def indexed_png(indices: np.ndarray, palette: np.ndarray, transparent: int | None = None) -> bytes:
+    """A PNG file of pixels that are given by their places in a palette, one of which may stand for transparency."""
+    from PIL import Image
+
+    picture, file = Image.fromarray(indices), io.BytesIO()
+    picture.putpalette(palette.ravel().tolist())
+    options = {} if transparent is None else {"transparency": transparent}
+    picture.save(file, format="png", optimize=True, **options)
+    return file.getvalue()
 
 
 def save(figure: Figure, path: str | Path, *, scale: float = 2.0, colours: int | None = None) -> Path:
@@ -467,10 +517,10 @@ def _map(a: np.ndarray, rows: Sequence[str] | None, columns: Sequence[str] | Non
 
     n, m = a.shape
     if ax is None:
-        cell = np.clip(4.6 / max(n, m), 0.16, 0.42)                    # inches
-        longest = max((len(str(t)) for t in rows or ()), default=0) * 0.09
-        tall = max((len(str(t)) for t in columns or ()), default=0) * 0.09 if _crowded(columns, cell) else 0.25
-        _, ax = plt.subplots(figsize=(min(WIDE, max(3.6, m * cell + longest + 1.5)), max(2.6, n * cell + tall + 1.0)))
+        cell = np.clip(4.2 / max(n, m), 0.02 if rows is None and columns is None else 0.16, 0.42)      # inches
+        beside = max((len(str(t)) for t in rows or ()), default=2) * 0.085 + 1.25
+        above = max((len(str(t)) for t in columns), default=0) * 0.075 if _crowded(columns, cell) else 0.2
+        _, ax = plt.subplots(figsize=(min(WIDE, max(3.2, m * cell + beside)), max(2.2, n * cell + above + 0.65)))
     image = ax.imshow(a, aspect="equal", **look)
     ax.grid(False)
     ax.xaxis.tick_top()

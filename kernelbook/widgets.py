@@ -128,31 +128,19 @@ class Slider:
 
     @functools.cached_property
     def _files(self) -> list[bytes]:
-        """The frames as PNG files: the first one shown is whole, the others hold only the pixels that differ from it.
+        """The frames as PNG files: the first one shown is whole, the others hold only what differs from it."""
+        from PIL import Image, ImageFilter
 
-        All share one palette, so pixels that are alike stay alike.
-        """
-        from PIL import Image
-
-        pictures = [f.pixels for f in self._frames]
-        width, height = pictures[0].size
-        sample = pictures[:: max(1, len(pictures) // 4)]
-        sheet = Image.new("RGB", (width, height * len(sample)))
-        for i, picture in enumerate(sample):
-            sheet.paste(picture, (0, i * height))
-        palette = sheet.quantize(_COLOURS, Image.Quantize.MEDIANCUT)
-        indexed = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
-        whole, files = np.asarray(indexed[self.start]), []
-        for i, picture in enumerate(indexed):
-            file = io.BytesIO()
+        indices, palette = plotting.quantise([f.pixels for f in self._frames], _COLOURS)
+        whole, files = indices[self.start], []
+        for i, pixels in enumerate(indices):
             if i == self.start:
-                picture.save(file, format="png", optimize=True)
-            else:
-                pixels = np.asarray(picture)
-                rest = Image.fromarray(np.where(pixels == whole, _COLOURS, pixels).astype(np.uint8))
-                rest.putpalette(picture.getpalette()[: 3 * _COLOURS] + [255, 255, 255])
-                rest.save(file, format="png", optimize=True, transparency=_COLOURS)
-            files.append(file.getvalue())
+                files.append(plotting.indexed_png(whole, palette))
+                continue
+            # with a margin, or a browser that scales the two pictures mixes old pixels into the new
+            differs = Image.fromarray(np.uint8(255) * (pixels != whole)).filter(ImageFilter.BoxBlur(4))
+            part = np.where(np.asarray(differs) > 0, pixels, len(palette)).astype(np.uint8)
+            files.append(plotting.indexed_png(part, np.concatenate([palette, palette[-1:]]), len(palette)))
         return files
 
     @property
@@ -237,7 +225,7 @@ class Slider:
 
 
 _SCALE = 2            # crisp on a fine screen
-_COLOURS = 96         # enough for lines and maps; files stay small
+_COLOURS = 255        # and one more for "as in the first picture"
 
 
 # It runs where the output is put on a page. It finds its own figure, so any number of sliders share a page.
