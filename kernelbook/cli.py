@@ -91,7 +91,7 @@ def train_translation(
     kernel_option: Annotated[list[str], typer.Option(help="Option of the kernel, as in degree=4; repeatable.")] = [],  # noqa: B006
     normaliser: Annotated[str, typer.Option(help="What the kernel's values are divided by; kernels that may be "
                                                  "negative need another than sum.")] = "sum",
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the preset's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates, instead of the preset's.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
@@ -108,7 +108,7 @@ def train_translation(
     with _Progress() as progress:
         try:
             record, where = run(kernel=_kernel(kernel, kernel_option), preset=preset, corpus=_corpus(data, data_dir),
-                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser, epochs=epochs,
+                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser, steps=steps,
                                 resume=resume, overwrite=overwrite, accelerator=accelerator, precision=precision,
                                 report=progress)
         except Interrupted as stop:
@@ -301,18 +301,12 @@ def data_list() -> None:
     """The corpora, their sizes and licences; nothing is downloaded."""
     from . import data
 
-    table = Table("name", "task", "from", "size", "licence", "here", box=None, pad_edge=False)
+    table = Table("name", "task", "from", "size", "licence", "status", box=None, pad_edge=False)
     for name, corpus in data.CORPORA.items():
         size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
-        table.add_row(name, corpus.task, corpus.source, size, corpus.licence, "yes" if _here(name) else "no")
+        table.add_row(name, corpus.task, corpus.source, size, corpus.licence, data.info(name).status)
     out.print(table)
     out.print(f"cache: {data.cache_dir()}", highlight=False, soft_wrap=True)
-
-
-def _here(name: str) -> bool:
-    from . import data
-
-    return data.info(name).available
 
 
 @data_app.command("info")

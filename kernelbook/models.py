@@ -111,7 +111,7 @@ class _Block(nn.Module):
         self.self_attention, self.self_norm = attention(), nn.LayerNorm(c.width)
         self.cross_attention = attention() if cross else None
         self.cross_norm = nn.LayerNorm(c.width) if cross else None
-        self.feedforward = nn.Sequential(nn.Linear(c.width, c.feedforward), nn.ReLU(), nn.Dropout(c.dropout),
+        self.feedforward = nn.Sequential(nn.Linear(c.width, c.feedforward), nn.ReLU(),
                                          nn.Linear(c.feedforward, c.width))
         self.feedforward_norm = nn.LayerNorm(c.width)
         self.dropout = nn.Dropout(c.dropout)

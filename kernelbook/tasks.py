@@ -19,7 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from . import evaluation
-from .data import Pair, ParallelCorpus, Tokenizer, load_translation, pad, token_budget_batches
+from .data import Pair, ParallelCorpus, Tokenizer, fingerprint, load_translation, pad, token_budget_batches
 from .files import FileError
 from .kernels import Kernel, get
 from .models import Transformer, TransformerConfig
@@ -27,8 +27,6 @@ from .results import Record, provenance
 from .training import Settings, fit, save_model
 
 __all__ = ["TranslationPreset", "TRANSLATION_PRESETS", "Translation", "train_translation"]
-
-PRESET_NAMES = ("smoke", "quick", "laptop", "gpu")
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,17 @@ class TranslationPreset:
 
 TRANSLATION_PRESETS = {
     "smoke": TranslationPreset(
-        Settings(epochs=1, batch_tokens=512, learning_rate=3e-3), vocabulary=500,
+        Settings(steps=20, batch_tokens=512, learning_rate=3e-3), vocabulary=500,
         model={"width": 32, "heads": 2, "layers": 1, "feedforward": 64}, max_words={"bible": 12, "multi30k": 12},
         train_pairs=200, test_pairs=20),
     "quick": TranslationPreset(
-        Settings(epochs=10, batch_tokens=2048, learning_rate=2e-3), vocabulary=4000,
-        model={"width": 128, "heads": 4, "layers": 2, "feedforward": 512}, max_words={"bible": 16}),
+        Settings(steps=500, batch_tokens=2048, learning_rate=2e-3), vocabulary=4000,
+        model={"width": 128, "heads": 4, "layers": 2, "feedforward": 512}, max_words={"bible": 20}),
     "laptop": TranslationPreset(
-        Settings(epochs=20, batch_tokens=3072, learning_rate=1.5e-3), vocabulary=6000,
+        Settings(steps=2000, batch_tokens=2048, learning_rate=1.5e-3), vocabulary=6000,
         model={"width": 192, "heads": 6, "layers": 3, "feedforward": 768}, max_words={"bible": 24}),
     "gpu": TranslationPreset(
-        Settings(epochs=40, batch_tokens=8192, learning_rate=7e-4), vocabulary=10000,
+        Settings(steps=20000, batch_tokens=8192, learning_rate=7e-4), vocabulary=10000,
         model={"width": 512, "heads": 8, "layers": 6, "feedforward": 2048, "dropout": 0.2}),
 }
 
@@ -136,7 +134,7 @@ def train_translation(
     seed: int = 0,
     out: str | Path | None = None,
     normaliser: str = "sum",
-    epochs: int | None = None,
+    steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     accelerator: str = "cpu",
@@ -161,7 +159,7 @@ def train_translation(
         Folder of the run (default ``runs/`` and the run's name).
     normaliser : str
         As in :func:`kernelbook.attention.attend`.
-    epochs : int, optional
+    steps : int, optional
         Instead of the preset's.
     resume : bool
         Whether to finish a run that was interrupted.
@@ -195,7 +193,7 @@ def train_translation(
         raise ValueError(f"no preset is called {preset!r} (known: {', '.join(TRANSLATION_PRESETS)})")
     kernel = get(kernel)
     size = TRANSLATION_PRESETS[preset]
-    settings = replace(size.settings, seed=seed, **({"epochs": epochs} if epochs else {}))
+    settings = replace(size.settings, seed=seed, **({"steps": steps} if steps else {}))
     label = kernel.to_config()["kernel"] + "".join(f"-{k}{v}" for k, v in kernel.options().items()
                                                    if not isinstance(v, Kernel))
     label += "" if normaliser == "sum" else f"-{normaliser}"
@@ -271,8 +269,10 @@ def _sized(corpus: ParallelCorpus, name: str, size: TranslationPreset) -> Parall
     if name in size.max_words:
         corpus = corpus.short(size.max_words[name])
     if size.train_pairs or size.test_pairs:
-        corpus = replace(corpus, train=corpus.train[:size.train_pairs], valid=corpus.valid[:size.test_pairs],
-                         test=corpus.test[:size.test_pairs], name=f"{corpus.name}, beginning")
+        kept = {"train": corpus.train[:size.train_pairs], "valid": corpus.valid[:size.test_pairs],
+                "test": corpus.test[:size.test_pairs]}
+        corpus = replace(corpus, name=f"{corpus.name} (first {len(kept['train'])})", fingerprint=fingerprint(kept),
+                         **kept)
     return corpus
 
 

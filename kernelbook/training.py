@@ -33,8 +33,8 @@ class Settings:
 
     Parameters
     ----------
-    epochs : int
-        Passes over the training set.
+    steps : int
+        Updates of the weights: the budget of the run, whatever the size of the corpus.
     batch_tokens : int
         Padded tokens a batch, of the longer side.
     learning_rate : float
@@ -56,7 +56,7 @@ class Settings:
         If a number is out of range.
     """
 
-    epochs: int = 10
+    steps: int = 1000
     batch_tokens: int = 4096
     learning_rate: float = 1e-3
     warmup: float = 0.1
@@ -67,7 +67,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, fits, what in (
-            ("epochs", self.epochs >= 1, "at least 1"), ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
+            ("steps", self.steps >= 1, "at least 1"), ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
             ("learning_rate", self.learning_rate > 0, "positive"), ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
             ("label_smoothing", 0 <= self.label_smoothing < 1, "at least 0 and below 1"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"), ("clip", self.clip > 0, "positive"),
@@ -94,7 +94,7 @@ class Interrupted(RuntimeError):
     """Training was stopped by the user, or by the system's request to end; its state is saved and it can go on."""
 
 
-def learning_rate(step: int, total: int, settings: Settings) -> float:
+def learning_rate(step: int, settings: Settings) -> float:
     r"""Learning rate of a step: linear warm-up, then linear decay to 0.
 
     .. math:: \eta_t = \eta \min\Bigl(\frac{t+1}{T_w},\; \frac{T-t}{T-T_w}\Bigr), \qquad
@@ -102,17 +102,17 @@ def learning_rate(step: int, total: int, settings: Settings) -> float:
 
     Parameters
     ----------
-    step, total : int
-        :math:`t`, from 0, and :math:`T`.
+    step : int
+        :math:`t`, from 0.
     settings : Settings
-        With the peak :math:`\eta` and the warm-up.
+        With the steps :math:`T`, the peak :math:`\eta` and the warm-up.
 
     Returns
     -------
     float
     """
-    warm = max(1, round(settings.warmup * total))
-    return settings.learning_rate * min((step + 1) / warm, (total - step) / max(1, total - warm))
+    warm = max(1, round(settings.warmup * settings.steps))
+    return settings.learning_rate * min((step + 1) / warm, (settings.steps - step) / max(1, settings.steps - warm))
 
 
 def fit(
@@ -124,9 +124,8 @@ def fit(
     state_path: Path,
     resume: bool = False,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
-    after_step: Callable[[int], None] = lambda step: None,
 ) -> list[dict[str, float]]:
-    """Train a model; save the state at the end of every epoch, and when interrupted.
+    """Train a model; save the state after every epoch, and when interrupted.
 
     Parameters
     ----------
@@ -144,8 +143,6 @@ def fit(
         Whether to go on from that file.
     report : callable
         Gets a dictionary a step (``step``, ``total``, ``epoch``, ``loss``, ``tokens``) and one an epoch (``history``).
-    after_step : callable
-        Called with the number of steps done, after each.
 
     Returns
     -------
@@ -164,52 +161,57 @@ def fit(
     torch.manual_seed(settings.seed + 1)        # dropout; the model's own draw was made by whoever built it
     optimiser = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.98))
     setup_model, optimiser = fabric.setup(model, optimiser)
-    total = sum(len(task.batches(epoch)) for epoch in range(settings.epochs))
     at = _Position()
     if resume:
-        at = _load_state(state_path, model, optimiser, settings, total)
+        at = _load_state(state_path, model, optimiser, settings)
         fabric.to_device(model)
 
     def save() -> None:
-        _save_state(state_path, model, optimiser, settings, total, at)
+        _save_state(state_path, model, optimiser, settings, at)
 
     with _stop_signals() as stop:
-        while at.epoch < settings.epochs:
+        while at.step < settings.steps:
             setup_model.train()
             batches = task.batches(at.epoch)
-            for indices in batches[at.batch:]:
-                for group in optimiser.param_groups:
-                    group["lr"] = learning_rate(at.step, total, settings)
-                loss, count = task.loss(setup_model, indices, fabric.device)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"the loss became {value} in epoch {at.epoch + 1}, step {at.step + 1} of {total}; lower the "
-                        "learning rate, or choose a kernel and normaliser whose weights stay bounded")
-                optimiser.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                fabric.clip_gradients(setup_model, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
-                optimiser.step()
+            for indices in batches[at.batch:][:settings.steps - at.step]:
+                value, count = _step(setup_model, task, indices, optimiser, settings, fabric, at.step)
                 at.batch, at.step = at.batch + 1, at.step + 1
                 at.loss_sum, at.count = at.loss_sum + value * count, at.count + count
-                report({"step": at.step, "total": total, "epoch": at.epoch + 1, "loss": value, "tokens": count})
-                after_step(at.step)
-                if stop.is_set() and at.batch < len(batches):
-                    save()
-                    raise Interrupted(f"stopped in epoch {at.epoch + 1}, after step {at.step} of {total}; "
-                                      f"the state is in {state_path}")
-            setup_model.eval()
-            with torch.no_grad():
-                found = {"epoch": at.epoch + 1, "train_loss": at.loss_sum / at.count}
-                found |= task.validate(setup_model, fabric.device)
-            at.history.append({key: round(value, 6) for key, value in found.items()})
-            at.epoch, at.batch, at.loss_sum, at.count = at.epoch + 1, 0, 0.0, 0
+                report({"step": at.step, "total": settings.steps, "epoch": at.epoch + 1, "loss": value,
+                        "tokens": count})
+                if stop.is_set():
+                    break
+            if at.batch == len(batches) or at.step == settings.steps:
+                setup_model.eval()
+                with torch.no_grad():
+                    found = {"epoch": at.epoch + 1, "step": at.step, "train_loss": at.loss_sum / at.count}
+                    found |= task.validate(setup_model, fabric.device)
+                at.history.append({key: round(value, 6) for key, value in found.items()})
+                at.epoch, at.batch, at.loss_sum, at.count = at.epoch + 1, 0, 0.0, 0
+                report({"history": at.history[-1]})
             save()
-            report({"history": at.history[-1]})
-            if stop.is_set() and at.epoch < settings.epochs:
-                raise Interrupted(f"stopped after epoch {at.epoch} of {settings.epochs}; "
+            if stop.is_set() and at.step < settings.steps:
+                raise Interrupted(f"stopped in epoch {at.epoch + 1}, after step {at.step} of {settings.steps}; "
                                   f"the state is in {state_path}")
     return at.history
+
+
+def _step(model: nn.Module, task: Task, indices: list[int], optimiser: Any, settings: Settings, fabric: Fabric,
+          step: int) -> tuple[float, int]:
+    """One update; the loss and the number of targets it was a mean of."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate(step, settings)
+    loss, count = task.loss(model, indices, fabric.device)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"the loss became {value} in step {step + 1} of {settings.steps}; lower the learning rate, or choose a "
+            "kernel and normaliser whose weights stay bounded")
+    optimiser.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    fabric.clip_gradients(model, optimiser, max_norm=settings.clip, error_if_nonfinite=False)
+    optimiser.step()
+    return value, count
 
 
 def _groups(model: nn.Module, settings: Settings) -> list[dict[str, Any]]:
@@ -254,23 +256,24 @@ class _Position:
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
-def _save_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings, total: int, at: _Position) -> None:
+def _save_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings, at: _Position) -> None:
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{key}": t for key, t in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_tensors(path, tensors, {"kind": "state", "settings": dataclasses.asdict(settings), "total": total,
+    save_tensors(path, tensors, {"kind": "state", "settings": dataclasses.asdict(settings),
                                  "position": dataclasses.asdict(at)})
 
 
-def _load_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings, total: int) -> _Position:
+def _load_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings) -> _Position:
     tensors, metadata = load_tensors(path)
-    asked = {"settings": dataclasses.asdict(settings), "total": total}
-    if metadata.get("kind") != "state" or any(metadata.get(key) != value for key, value in asked.items()):
-        there = {key: metadata.get(key) for key in asked}
-        raise FileError(f"{path} is the state of another run: it has {there}, this run has {asked}; "
+    asked = dataclasses.asdict(settings)
+    if metadata.get("kind") != "state" or metadata.get("settings") != asked:
+        there = metadata.get("settings") or {}
+        other = {k: (there.get(k), v) for k, v in asked.items() if there.get(k) != v}
+        raise FileError(f"{path} is the state of another run: (there, here) differ in {other}; "
                         "resume with the settings it began with, or begin anew in another folder")
 
     def part(prefix: str) -> dict[str, Tensor]:
