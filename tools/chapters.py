@@ -1,0 +1,138 @@
+"""What a chapter is, and how its text becomes a notebook.
+
+A chapter is two files side by side: the text ``NAME.md``, which is written and reviewed, and the notebook
+``NAME.ipynb``, which ``tools/notebooks.py`` makes from it and runs.  A Markdown file is a chapter's text exactly
+when its front matter has a ``jupytext:`` entry; nobody keeps a list.  The notebook maker, the checks and the book's
+configuration all ask here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import yaml
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOK = ROOT / "book"
+MACROS = BOOK / "macros.yml"
+EXECUTION = BOOK / "execution.json"
+
+#: What a chapter's kernel sees, whether its outputs are being stored or checked.  One thread, so that sums are
+#: added up in one order on every machine.
+KERNEL_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+    "NO_COLOR": "1",
+    "COLUMNS": "110",
+}
+
+#: The first code cell of every chapter: it installs the library where a notebook is opened without it.
+INSTALL_CELL = '''\
+try:
+    import kernelbook
+except ImportError:                # a hosted notebook: install the library first
+    %pip install --quiet kernelbook'''
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
+
+
+def is_chapter(text: Path) -> bool:
+    """Whether a Markdown file is the text of a chapter."""
+    found = _FRONT_MATTER.match(text.read_text("utf8"))
+    return found is not None and "jupytext" in (yaml.safe_load(found[1]) or {})
+
+
+def chapters(book: Path = BOOK) -> list[Path]:
+    """The texts of all chapters of a book, in alphabetical order."""
+    pages = (p for p in sorted(book.rglob("*.md")) if ".ipynb_checkpoints" not in p.parts)
+    return [page for page in pages if is_chapter(page)]
+
+
+# ------------------------------------------------------------------------------------------------- macros
+
+def macros() -> dict[str, tuple[str, int]]:
+    r"""The TeX macros of the book: name to definition and number of arguments."""
+    entries = yaml.safe_load(MACROS.read_text("utf8"))
+    return {name: (entry, 0) if isinstance(entry, str) else (entry[0], entry[1]) for name, entry in entries.items()}
+
+
+def _macro_cell() -> NotebookNode:
+    r"""A hidden cell that defines the macros where a notebook is read outside the book.
+
+    ``\def`` is the one form that MathJax (JupyterLab, hosted notebooks) and KaTeX (editors) both let redefine.
+    """
+    arguments = {n: "".join(f"#{i + 1}" for i in range(n)) for n in range(10)}
+    lines = [rf"\def\{name}{arguments[n]}{{{tex}}}" for name, (tex, n) in macros().items()]
+    cell = nbformat.v4.new_markdown_cell("$$\n" + "\n".join(lines) + "\n$$")
+    cell.metadata = NotebookNode(jupyter={"source_hidden": True}, tags=["remove-cell", "macros"])
+    return cell
+
+
+# ------------------------------------------------------------------------------------------------- notebooks
+
+def notebook_of(text: Path) -> NotebookNode:
+    """The notebook that a chapter's text describes, before any cell has run."""
+    nb = jupytext.reads(text.read_text("utf8"), fmt="md:myst")
+    nb.cells.insert(0, _macro_cell())
+    nb.metadata = NotebookNode(kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"})
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for cell in nb.cells:
+        digest = hashlib.sha256(cell.source.encode()).hexdigest()[:8]
+        seen[digest] = seen.get(digest, 0) + 1
+        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
+    return nb
+
+
+def normalise(nb: NotebookNode) -> NotebookNode:
+    """Drop from an executed notebook, in place, what differs from run to run or belongs in no book.
+
+    That is: timings, whatever went to stderr, and the models of live widgets, which no page and no notebook
+    without a kernel can show.  A widget stays visible by its other representations (HTML, PNG).
+    """
+    nb.metadata.pop("widgets", None)
+    nb.metadata.pop("language_info", None)
+    for cell in nb.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        for output in cell.outputs:
+            if len(output.get("data", {})) > 1:
+                output.data.pop(WIDGET_VIEW, None)
+    return nb
+
+
+def without_outputs(nb: NotebookNode) -> NotebookNode:
+    """A copy of a notebook as it was before it ran."""
+    nb = nbformat.reads(nbformat.writes(nb), as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nb
+
+
+def difference(text: Path) -> str | None:
+    """How a chapter's stored notebook differs from its text, outputs apart; None where the two agree."""
+    stored = text.with_suffix(".ipynb")
+    if not stored.exists():
+        return f"{stored.name} does not exist"
+    want = notebook_of(text)
+    have = without_outputs(nbformat.read(stored, as_version=4))
+    if want == have:
+        return None
+    if want.metadata != have.metadata:
+        return f"the metadata of {stored.name} are {dict(have.metadata)}, not {dict(want.metadata)}"
+    for number, (a, b) in enumerate(zip(want.cells, have.cells, strict=False)):
+        if a != b:
+            return f"cell {number} of {stored.name} is not what {text.name} says:\n{a.source}\n--- stored:\n{b.source}"
+    return f"{stored.name} has {len(have.cells)} cells, {text.name} describes {len(want.cells)}"
