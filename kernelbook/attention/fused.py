@@ -82,5 +82,7 @@ def fused(
     # torch aligns its causal mask with the first key, we with the last: they agree for n = m.
     square = causal and mask is None and n == m
     see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
+    if see is not None and see.ndim < 2:
+        see = see.expand(n, m)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
     return out[..., :d_v]
