@@ -1,0 +1,601 @@
+"""Attention against its definition written as loops, against torch, and against theory."""
+
+import dataclasses
+import itertools
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernelbook
+from kernelbook import kernels
+from kernelbook.attention import NORMALISERS, PATHS, KernelAttention, attend, dispatch, explain, weights
+from kernelbook.kernels import EDP, RBF, Constant, DirectSum, Exponential, Linear, Quadratic, TensorProduct
+
+EVERY = [*(kernels.get(name) for name in kernels.available()), RBF(bandwidth=0.8), EDP() + Quadratic(), -Linear(),
+         EDP() * RBF(), TensorProduct(EDP(), RBF(), 1), DirectSum(EDP(), RBF(), 1), Linear().exp()]
+NONNEGATIVE = [kernel for kernel in EVERY if kernel.normalisable]
+FUSED = [EDP(), EDP(scale=0.4), RBF(), RBF(bandwidth=0.8)]
+each_path = pytest.mark.parametrize("path", list(PATHS))
+
+
+def draw(seed: int, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def f64(*rows) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    assert got.shape == expected.shape and got.isfinite().all()
+    return ((got.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-9)).item() if got.numel() else 0.0
+
+
+@st.composite
+def problems(draw_from, max_n: int = 6):
+    """Queries, keys and values whose leading axes broadcast, and a mask of any shape that does."""
+    q_batch, k_batch, v_batch = draw_from(st.sampled_from([
+        ((), (), ()), ((2,), (2,), (2,)), ((), (), (3,)), ((2, 1), (3,), (1,)), ((2,), (1,), (3, 1)),
+        ((2, 2), (2, 2), (2, 2))]))
+    sizes = st.integers(1, max_n)
+    n, m, d, d_v = draw_from(sizes), draw_from(sizes), draw_from(st.integers(2, 5)), draw_from(st.integers(1, 6))
+    q, k, v = draw(draw_from(st.integers(0, 999)), (*q_batch, n, d), (*k_batch, m, d), (*v_batch, m, d_v))
+    batch = torch.broadcast_shapes(q_batch, k_batch, v_batch)
+    shape = draw_from(st.sampled_from([None, (), (m,), (n, m), (n, 1), (1, m), (*batch, n, m), (*batch, 1, m)]))
+    mask = None
+    if shape is not None:
+        seen = torch.rand(shape, generator=torch.Generator().manual_seed(draw_from(st.integers(0, 99))))
+        mask = seen < draw_from(st.sampled_from([0.0, 0.6, 0.9]))
+    return q, k, v, mask, draw_from(st.booleans())
+
+
+def by_loops(q, k, v, kernel, mask, causal, normaliser) -> torch.Tensor:
+    """The definition, one query at a time, in NumPy."""
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    q, k, v = (x.expand(*batch, *x.shape[-2:]) for x in (q, k, v))
+    n, m = q.shape[-2], k.shape[-2]
+    mask = torch.tensor(True) if mask is None else mask
+    values, see, v = kernel(q, k).numpy(), mask.expand(*batch, n, m).numpy(), v.numpy()
+    out = np.zeros((*batch, n, v.shape[-1]))
+    for *b, i in np.ndindex(*batch, n):
+        b = tuple(b)
+        visible = [j for j in range(m) if see[(*b, i, j)] and not (causal and j > i + m - n)]
+        row = [values[(*b, i, j)] for j in visible]
+        if normaliser == "relu-sum":
+            row = [max(x, 0.0) for x in row]
+        total = {"abs-sum": sum(map(abs, row)), "count": len(row), "none": 1}.get(normaliser, sum(row))
+        for j, x in zip(visible, row, strict=True):
+            out[(*b, i)] += x / total * v[(*b, j)] if total else 0
+    return torch.from_numpy(out)
+
+
+# ------------------------------------------------------------------------- every path against the definition
+
+@pytest.mark.parametrize("kernel", EVERY, ids=repr)
+@settings(max_examples=12)
+@given(problem=problems(), normaliser=st.sampled_from(list(NORMALISERS)))
+def test_every_path_is_the_definition(kernel, problem, normaliser):
+    q, k, v, mask, causal = problem
+    if normaliser == "sum" and not kernel.normalisable:
+        normaliser = "abs-sum"
+    expected = by_loops(q, k, v, kernel, mask, causal, normaliser)
+    options = {"mask": mask, "causal": causal, "normaliser": normaliser}
+    refused = explain(q, k, v, kernel, **options).refused
+    for path in PATHS:
+        if path not in refused:
+            assert relative_error(attend(q, k, v, kernel, path=path, **options), expected) < 1e-9, path
+    if mask is None or mask.ndim <= 2:
+        w = weights(q, k, kernel, **options)
+        torch.testing.assert_close(w @ v, expected)
+
+
+@pytest.mark.parametrize("kernel", FUSED, ids=repr)
+@settings(max_examples=40)
+@given(problem=problems(max_n=9))
+def test_fused_is_exact_forward_and_backward(kernel, problem):
+    *qkv, mask, causal = problem
+    qkv = [x.requires_grad_() for x in qkv]
+    results = []
+    for path in ("fused", "exact"):
+        out = attend(*qkv, kernel, mask=mask, causal=causal, path=path)
+        results.append((out, *torch.autograd.grad(out.square().sum() + out.sum(), qkv)))
+    scale = max(x.abs().max().item() for x in results[1])
+    for fused, exact in zip(*results, strict=True):
+        assert fused.shape == exact.shape and (fused - exact).abs().max() <= 1e-12 * scale
+
+
+@each_path
+@pytest.mark.parametrize("kernel", ["edp", "rbf"])
+def test_single_precision(kernel, path):
+    for seed, (n, m, d) in enumerate([(1, 1, 8), (33, 65, 16), (64, 64, 64), (17, 128, 64)]):
+        q, k, v = draw(seed, (2, n, d), (2, m, d), (2, m, 24))
+        expected = attend(q, k, v, kernel, path="exact")
+        assert relative_error(attend(q.float(), k.float(), v.float(), kernel, path=path), expected) < 5e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_rbf_errs_at_most_twice_as_much_as_edp(dtype, autocast):
+    """Largest errors over a few draws; of outputs twice, of gradients four times EDP's."""
+    worst = {}
+    for seed, size, kernel in itertools.product(range(3), (1, 3), ("edp", "rbf")):
+        given_in = torch.float32 if autocast else dtype
+        half = [x.to(given_in).requires_grad_() for x in draw(seed, *[(2, 64, 64)] * 3)]
+        full = [x.detach().double().requires_grad_() for x in half]
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            got = attend(size * half[0], size * half[1], half[2], kernel, path="fused")
+        expected = attend(size * full[0], size * full[1], full[2], kernel, path="exact")
+        assert got.dtype == dtype
+        pairs = zip((got, *torch.autograd.grad(got.float().square().sum(), half)),
+                    (expected, *torch.autograd.grad(expected.square().sum(), full)), strict=True)
+        for name, (a, b) in zip(("output", "dq", "dk", "dv"), pairs, strict=True):
+            worst[kernel, name] = max(worst.get((kernel, name), 0), relative_error(a, b))
+    for name, factor in (("output", 2), ("dq", 4), ("dk", 4), ("dv", 4)):
+        assert worst["rbf", name] <= factor * worst["edp", name], worst
+
+
+def test_long_keys_do_not_overflow_in_half_precision():
+    q, k, v = draw(0, (8, 64), (8, 64), (8, 4))
+    half = [x.half() for x in (q + 50, k + 50, v)]       # |k|^2/2 is 80,000: more than float16 holds
+    assert relative_error(attend(*half, "rbf", path="fused"), attend(*(x.double() for x in half), "rbf")) < 0.02
+
+
+def test_explain_says_what_attend_does(monkeypatch):
+    taken = []
+    for name, path in PATHS.items():
+        def record(*args, name=name, compute=path.compute, **options):
+            taken.append(name)
+            return compute(*args, **options)
+        monkeypatch.setitem(dispatch.PATHS, name, dataclasses.replace(path, compute=record))
+    q, k, v = draw(0, (3, 4), (5, 4), (5, 2))
+    for kernel, normaliser, path in itertools.product(EVERY, NORMALISERS, ("auto", *PATHS)):
+        options = {"normaliser": normaliser, "path": path}
+        may = normaliser != "sum" or kernel.normalisable
+        if not may or path in explain(q, k, v, kernel, normaliser=normaliser).refused:
+            for call in (attend, explain):
+                with pytest.raises(ValueError):
+                    call(q, k, v, kernel, **options)
+            continue
+        plan = explain(q, k, v, kernel, **options)
+        taken.clear()
+        attend(q, k, v, kernel, **options)
+        assert taken == [plan.path] and plan.path not in plan.refused
+        assert plan.path in str(plan) and all(why in str(plan) for why in plan.refused.values())
+        if path == "auto":
+            assert plan.path == ("fused" if type(kernel) in (EDP, RBF) and normaliser not in ("none", "count")
+                                 else "exact")
+
+
+# ------------------------------------------------------------------------- what must hold of any attention
+
+@pytest.mark.parametrize("kernel", EVERY, ids=repr)
+@pytest.mark.parametrize("normaliser", list(NORMALISERS))
+def test_fully_masked_rows_give_zeros_and_finite_gradients(kernel, normaliser):
+    if normaliser == "sum" and not kernel.normalisable:
+        return
+    q, k, v = (x.requires_grad_() for x in draw(0, (2, 5, 3), (2, 4, 3), (2, 4, 2)))
+    mask = torch.ones(5, 4, dtype=torch.bool)
+    mask[1] = False
+    for path, (options, empty) in itertools.product(PATHS, [({"mask": mask}, [1]), ({"causal": True}, [0]),
+                                                            ({"mask": mask, "causal": True}, [0, 1])]):
+        if path in explain(q, k, v, kernel, normaliser=normaliser).refused:
+            continue
+        out = attend(q, k, v, kernel, normaliser=normaliser, path=path, **options)
+        assert (out[:, empty] == 0).all() and (out[:, 2:] != 0).any()
+        for x in torch.autograd.grad(out.sum(), (q, k, v), allow_unused=True):
+            assert x is None or x.isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", NONNEGATIVE, ids=repr)
+@given(problem=problems())
+def test_weights_of_a_normalisable_kernel_are_means(kernel, problem):
+    q, k, _, mask, causal = problem
+    mask = None if mask is not None and mask.ndim > 2 else mask
+    w = weights(q, k, kernel, mask=mask, causal=causal)
+    total = w.sum(-1)
+    assert (w >= 0).all() and ((total - 1).abs().minimum(total.abs()) < 1e-12).all()
+    if mask is None and not causal:
+        torch.testing.assert_close(total, torch.ones_like(total))
+    if causal:      # the last query sees the last key, and none sees a key after its own
+        n, m = w.shape[-2:]
+        assert (w[..., torch.arange(m) > torch.arange(n)[:, None] + m - n] == 0).all()
+
+
+def test_normalisers_do_what_they_say():
+    q, k, v = draw(0, (4, 3), (6, 3), (6, 2))
+    values = Linear()(q, k)
+    rows = {name: weights(q, k, "linear", normaliser=name) for name in NORMALISERS if name != "sum"}
+    torch.testing.assert_close(rows["signed-sum"].sum(-1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(rows["abs-sum"].abs().sum(-1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(rows["relu-sum"].sum(-1), torch.ones(4, dtype=torch.float64))
+    assert (rows["relu-sum"] >= 0).all() and torch.equal(rows["relu-sum"] > 0, values > 0)
+    torch.testing.assert_close(rows["count"], values / 6)
+    assert torch.equal(rows["none"], values)
+    opposite = torch.tensor([[1.0], [-1.0]])        # a signed sum of exactly 0
+    assert (weights(torch.ones(1, 1), opposite, "linear", normaliser="signed-sum") == 0).all()
+    assert (weights(torch.zeros(1, 3), opposite.expand(2, 3), "quadratic") == 0).all()
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in EVERY if not kernel.normalisable], ids=repr)
+def test_a_signed_kernel_refuses_row_normalisation(kernel):
+    q, k, v = draw(0, (2, 3), (4, 3), (4, 2))
+    for call in (lambda: attend(q, k, v, kernel), lambda: weights(q, k, kernel), lambda: explain(q, k, v, kernel),
+                 lambda: KernelAttention(6, 2, kernel=kernel)):
+        with says("signed", "abs-sum", "relu-sum", "none"):
+            call()
+
+
+@pytest.mark.parametrize("kernel", EVERY, ids=repr)
+@given(seed=st.integers(0, 99), order=st.permutations(range(7)))
+def test_keys_have_no_order(kernel, seed, order):
+    q, k, v = draw(seed, (4, 3), (7, 3), (7, 2))
+    out = attend(q, k, v, kernel, normaliser="abs-sum")
+    torch.testing.assert_close(attend(q, k[order], v[order], kernel, normaliser="abs-sum"), out)
+
+
+def test_different_kernels_give_different_outputs():
+    q, k, v = draw(0, (4, 3), (7, 3), (7, 2))
+    different = [kernel for kernel in EVERY if kernel != Linear().exp()]        # which is EDP
+    outputs = {repr(kernel): attend(q, k, v, kernel, normaliser="abs-sum") for kernel in different}
+    for (a, x), (b, y) in itertools.combinations(outputs.items(), 2):
+        assert (x - y).abs().max() > 1e-3, (a, b)
+    torch.testing.assert_close(attend(q, k, v, Linear().exp()), attend(q, k, v))
+    torch.testing.assert_close(attend(q, k, v, Constant(3.0)), v.mean(0).expand(4, 2))
+
+
+@each_path
+@pytest.mark.parametrize("n, m", [(2, 5), (5, 2), (4, 4), (1, 6)])
+def test_causal_aligns_the_last_query_with_the_last_key(n, m, path):
+    q, k, v = draw(0, (n, 3), (m, 3), (m, 2))
+    out = attend(q, k, v, "rbf", causal=True, path=path)
+    for i in range(n):
+        seen = max(0, i + m - n + 1)
+        expected = attend(q[i:i + 1], k[:seen], v[:seen], "rbf", path="exact")
+        torch.testing.assert_close(out[i:i + 1], expected)
+
+
+@each_path
+def test_empty_sets(path):
+    q, k, v = (x.requires_grad_() for x in draw(0, (2, 3, 4), (2, 5, 4), (2, 5, 6)))
+    for kernel in FUSED:
+        nothing = attend(q, k[:, :0], v[:, :0], kernel, path=path)
+        assert nothing.shape == (2, 3, 6) and (nothing == 0).all()
+        assert all((x == 0).all() for x in torch.autograd.grad(nothing.sum(), (q, k, v)))
+        assert attend(q[:, :0], k, v, kernel, path=path).shape == (2, 0, 6)
+        assert attend(q[:0], k[:0], v[:0], kernel, path=path, causal=True).shape == (0, 3, 6)
+        assert attend(q, k, v[..., :0], kernel, path=path).shape == (2, 3, 0)
+
+
+@each_path
+@pytest.mark.parametrize("kernel", ["edp", "rbf"])
+def test_dropout_keeps_the_mean(kernel, path):
+    q, k, v = draw(0, (3, 4), (6, 4), (6, 4))
+    expected = attend(q, k, v, kernel)
+    torch.manual_seed(0)
+    draws = attend(q.expand(4000, 3, 4), k, v, kernel, dropout=0.3, path=path)
+    error = draws.std(0) / math.sqrt(4000)
+    assert ((draws.mean(0) - expected).abs() < 4 * error).all() and (error > 0).all()
+    assert torch.equal(attend(q, k, v, kernel, dropout=0.0, path=path), attend(q, k, v, kernel, path=path))
+    one_key = attend(q.expand(4000, 3, 4), k[:1], v[:1], kernel, dropout=0.3, path=path)
+    kept = one_key[..., 0] != 0
+    assert 0.67 < kept.double().mean() < 0.73
+    torch.testing.assert_close(one_key[kept], (v[:1] / 0.7).expand(int(kept.sum()), 4))
+
+
+def test_gradients_of_attention():
+    q, k, v = (x.requires_grad_() for x in draw(0, (3, 4), (5, 4), (5, 2)))
+    mask = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)) < 0.7
+    for kernel, path in [*itertools.product(FUSED, ["fused"]), *itertools.product(EVERY, ["exact"])]:
+        def call(q, k, v, kernel=kernel, path=path):
+            return attend(q, k, v, kernel, mask=mask, normaliser="abs-sum", path=path)
+        assert torch.autograd.gradcheck(call, (q, k, v)), (kernel, path)
+
+
+# ------------------------------------------------------------------------- torch
+
+@each_path
+@given(problem=problems(), scale=st.sampled_from([None, 0.3]))
+def test_edp_is_torch_attention(path, problem, scale):
+    q, k, v, mask, causal = problem
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    see = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool) if mask is None else mask
+    if causal:
+        see = see & torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril(k.shape[-2] - q.shape[-2])
+    see = see.expand(*batch, q.shape[-2], k.shape[-2])
+    expected = F.scaled_dot_product_attention(q.expand(*batch, -1, -1), k.expand(*batch, -1, -1),
+                                              v.expand(*batch, -1, -1), see, scale=scale)
+    expected = expected.masked_fill(~see.any(-1, keepdim=True), 0.0)
+    out = attend(q, k, v, EDP(scale=scale), mask=mask, causal=causal, path=path)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+
+
+flags = st.booleans()
+
+
+@settings(max_examples=120)
+@given(seed=st.integers(0, 99), batched=flags, batch_first=flags, bias=flags, other_widths=flags, self_attention=flags,
+       need_weights=flags, average=flags, training=flags, attn=st.sampled_from([None, "2d", "3d"]), floating=flags,
+       padding=flags, causal=flags)
+def test_module_is_torch_multihead_attention(seed, batched, batch_first, bias, other_widths, self_attention,
+                                             need_weights, average, training, attn, floating, padding, causal):
+    b, n, m, heads, width = 3, 4, 5, 2, 6
+    kdim, vdim = (5, 7) if other_widths and not self_attention else (None, None)
+    made = {"bias": bias, "kdim": kdim, "vdim": vdim, "batch_first": batch_first, "dtype": torch.float64}
+    torch.manual_seed(seed)
+    theirs = torch.nn.MultiheadAttention(width, heads, **made)
+    ours = KernelAttention(width, heads, **made)
+    if bias:        # torch's start at 0
+        torch.nn.init.normal_(theirs.in_proj_bias), torch.nn.init.normal_(theirs.out_proj.bias)
+    ours.load_state_dict(theirs.state_dict())
+    ours.train(training), theirs.train(training)
+
+    lead = (lambda length: (length,)) if not batched else (lambda length: (b, length) if batch_first else (length, b))
+    m = n if self_attention or causal else m
+    query, key, value = draw(seed, (*lead(n), width), (*lead(m), kdim or width), (*lead(m), vdim or width))
+    query.requires_grad_()
+    inputs = (query,) * 3 if self_attention else (query, key, value)
+    generator = torch.Generator().manual_seed(seed)
+    hidden_keys, hidden = None, None
+    if padding:
+        hidden_keys = torch.rand((b, m) if batched else (m,), generator=generator) < 0.3
+        hidden_keys[..., 0] = False         # torch makes NaN of a query with nothing to see
+    if attn:
+        shape = (n, m) if attn == "2d" else (heads * (b if batched else 1), n, m)
+        hidden = torch.rand(shape, generator=generator) < 0.3
+        hidden[..., 0] = False
+    if causal:
+        hidden = torch.ones(n, m, dtype=torch.bool).triu(1)
+    if floating:
+        hidden_keys, hidden = (None if x is None else torch.where(x, -math.inf, 0.0).double()
+                               for x in (hidden_keys, hidden))
+    options = {"key_padding_mask": hidden_keys, "attn_mask": hidden, "need_weights": need_weights,
+               "average_attn_weights": average, "is_causal": causal}
+    results = [module(*inputs, **options) for module in (ours, theirs)]
+    torch.testing.assert_close(*(out for out, _ in results), rtol=1e-11, atol=1e-11)
+    (mine, yours) = (w for _, w in results)
+    assert (mine is None) is (yours is None) is (not need_weights)
+    if need_weights:
+        torch.testing.assert_close(mine, yours, rtol=1e-11, atol=1e-11)
+    if causal and not padding:      # without the mask that torch insists on
+        out = ours(*inputs, need_weights=need_weights, is_causal=True)[0]
+        torch.testing.assert_close(out, results[1][0], rtol=1e-11, atol=1e-11)
+    gradients = [torch.autograd.grad(out.square().sum(), (query, *module.parameters()))
+                 for module, (out, _) in zip((ours, theirs), results, strict=True)]
+    for (name, _), x, y in zip([("query", 0), *ours.named_parameters()], *gradients, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_module_starts_like_torch_s():
+    torch.manual_seed(0)
+    ours, theirs = (make(256, 4) for make in (KernelAttention, torch.nn.MultiheadAttention))
+    for (name, x), (other, y) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        assert name == other and x.shape == y.shape
+        assert x.abs().max().item() == pytest.approx(y.abs().max().item(), rel=0.01)
+        assert x.std().item() == pytest.approx(y.std().item(), rel=0.02)
+
+
+def test_module_takes_torch_s_place_in_its_encoder():
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x, = draw(0, (3, 5, 8), dtype=torch.float32)
+    hidden = torch.arange(5) >= torch.tensor([[5], [3], [2]])
+    state, expected = layer.self_attn.state_dict(), layer(x, src_key_padding_mask=hidden)
+    outputs = {}
+    for kernel, training in itertools.product(("edp", "rbf"), (True, False)):
+        layer.self_attn = KernelAttention(8, 2, batch_first=True, kernel=kernel)
+        layer.self_attn.load_state_dict(state)
+        with torch.no_grad():
+            outputs[kernel, training] = layer.train(training)(x, src_key_padding_mask=hidden)
+        torch.testing.assert_close(outputs[kernel, training], outputs[kernel, True])
+    seen = ~hidden
+    torch.testing.assert_close(outputs["edp", False][seen], expected[seen])
+    assert (outputs["rbf", False] - outputs["edp", False])[seen].abs().max() > 1e-3
+
+
+def test_module_dropout_and_empty_rows():
+    x, = draw(0, (4, 2, 8), dtype=torch.float32)
+    for need_weights in (True, False):
+        module = KernelAttention(8, 2, dropout=0.5, kernel="rbf")
+        first, second = (module(x, x, x, need_weights=need_weights)[0] for _ in range(2))
+        assert not torch.equal(first, second)
+        module.eval()
+        hidden = torch.tensor([[True] * 4, [False] * 4])
+        out, _ = module(x, x, x, key_padding_mask=hidden, need_weights=need_weights)
+        torch.testing.assert_close(out[:, 0], module.out_proj.bias.expand(4, 8))
+        torch.testing.assert_close(out[:, 1], module(x[:, 1], x[:, 1], x[:, 1])[0])
+    assert "RBF" in repr(module)
+
+
+def test_attention_compiles_whole():
+    q, k, v = draw(0, (2, 5, 4), (2, 5, 4), (2, 5, 4))
+    for kernel in (RBF(), kernels.Taylor()):
+        compiled = torch.compile(attend, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(q, k, v, kernel, causal=True), attend(q, k, v, kernel, causal=True))
+
+
+# ------------------------------------------------------------------------- theory, part 1C
+
+def test_gauge_corollaries():
+    """E4.1: which different kernels attend alike."""
+    q, k = draw(0, (6, 3), (8, 3))
+    root, norms = math.sqrt(3), k.square().sum(-1)
+    rbf = weights(q, k, "rbf")
+    torch.testing.assert_close(rbf, (q @ k.T / root - norms / (2 * root)).softmax(-1), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(rbf, (-torch.cdist(q, k) ** 2 / (2 * root)).softmax(-1), rtol=1e-12, atol=1e-13)
+    assert (rbf - weights(q, k, "edp")).abs().max() > 0.05, "the bias of the keys matters"
+    sphere = F.normalize(k, dim=-1)
+    torch.testing.assert_close(weights(q, sphere, "rbf"), weights(q, sphere, "edp"), rtol=1e-13, atol=1e-13)
+    laplace = k.sum(-1) / (2 * root) - torch.cdist(q, k, p=1) / (2 * root)
+    torch.testing.assert_close(weights(q, k, "exponentiated_intersection"), laplace.softmax(-1))
+
+
+def test_hull_theorem():
+    """E4.2: a key in the hull of others is never selected by EDP; by RBF it is."""
+    theta = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    keys, = draw(0, (3, 2))
+    keys = torch.cat((keys, theta[None] @ keys))
+    best = torch.linalg.solve(keys[:2] - keys[2], (theta[:2] / theta[2]).log())      # where kappa(q, k_m) ~ theta_m
+    assert weights(best[None], keys, EDP(scale=1.0))[0, 3].item() == pytest.approx(0.263151380158, abs=1e-9)
+    queries, = draw(1, (5000, 2))
+    assert weights(4 * queries, keys, EDP(scale=1.0))[:, 3].max() <= 0.263151380159
+    assert weights(keys[3:], keys, RBF(bandwidth=0.01))[0, 3] > 0.999
+
+
+def test_signed_weights():
+    """E4.3: weights that sum to 1 and yet carry the output far outside the values."""
+    q, k, v = f64([1, 0]), f64([1, 0], [-0.9, 0]), f64([0], [1])
+    w = weights(q, k, "linear", normaliser="signed-sum")
+    torch.testing.assert_close(w, f64([10, -9]), rtol=1e-12, atol=0)
+    assert w.abs().sum().item() == pytest.approx(19, rel=1e-12)
+    assert attend(q, k, v, "linear", normaliser="signed-sum").item() == pytest.approx(-9, rel=1e-12)
+    near, far = weights(q, f64([1.1, 0], [5, 0]), -kernels.L2Squared(), normaliser="signed-sum")[0]
+    assert 0 < near < far
+    p, keys = draw(0, (4, 3), (6, 3))
+    assert torch.equal(weights(p, keys, "quadratic"), weights(-p, keys, "quadratic"))
+
+
+def test_smoother():
+    """E4.4 to E4.6: a local mean, a real spectrum on shared points, blind to how often the context is repeated."""
+    q, k, v = draw(0, (6, 3), (8, 3), (8, 2))
+    for name in ("edp", "rbf", "taylor"):
+        kernel, out = kernels.get(name), attend(q, k, v, name)
+        gradient = (kernel(q, k)[..., None] * (out[:, None] - v)).sum(1)    # of sum_j kappa_j |v_j - m|^2 / 2 at out
+        assert gradient.abs().max() < 1e-11 * kernel(q, k).max()
+        assert (out >= v.amin(0)).all() and (out <= v.amax(0)).all()
+        torch.testing.assert_close(attend(q, k, 3 * v + 1, name), 3 * out + 1)
+        torch.testing.assert_close(attend(q, k.repeat(2, 1), v.repeat(2, 1), name), out)
+        spectrum = torch.linalg.eigvals(weights(q, q, name))
+        assert spectrum.imag.abs().max() < 1e-12 and spectrum.real.min() > -1e-12
+        assert spectrum.real.max().item() == pytest.approx(1)
+    once = attend(q, k, v, "edp", normaliser="none")
+    torch.testing.assert_close(attend(q, k.repeat(2, 1), v.repeat(2, 1), "edp", normaliser="none"), 2 * once)
+
+
+def test_perturbed_logits():
+    """E4.7: logits that move by at most 0.3 move the weights by at most tanh(0.15) in total variation, and may."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+    logits, moves = draw(0, (500, 6), (500, 6))
+    a, b = (weights(one, x[..., None], EDP(scale=1.0))[:, 0] for x in (logits, logits + 0.3 * moves.sign()))
+    bound = math.tanh(0.15)
+    assert 0.1 < ((a - b).abs().sum(-1) / 2).max() <= bound
+    a, b = (weights(one, f64([x], [-x]), EDP(scale=1.0)) for x in (0.15, -0.15))
+    assert ((a - b).abs().sum() / 2).item() == pytest.approx(bound, rel=1e-12) == pytest.approx(0.148885033623)
+
+
+# ------------------------------------------------------------------------- bad input
+
+def says(*words: str, error=(TypeError, ValueError)):
+    return pytest.raises(error, match="(?s)" + "".join(f"(?=.*{word})" for word in words))
+
+
+Q, K, V = torch.ones(3, 4), torch.ones(5, 4), torch.ones(5, 2)
+BAD_CALLS = [
+    ({"kernel": "gauss"}, [*kernels.available()]),
+    ({"kernel": "rfb"}, ["did you mean 'rbf'"]),
+    ({"kernel": RBF}, ["class RBF"]),
+    ({"normaliser": "softmax"}, ["softmax", *NORMALISERS]),
+    ({"q": torch.ones(4)}, ["q must have shape", r"\(4,\)"]),
+    ({"q": torch.ones(3, 3)}, ["width d", r"\(3, 3\)", r"\(5, 4\)"]),
+    ({"q": Q.double()}, ["float64", "float32"]),
+    ({"q": Q.int()}, ["q must hold floating", r"q\.float\(\)"]),
+    ({"q": Q.to("meta")}, ["meta", "cpu"]),
+    ({"k": K.numpy()}, ["k must be a torch.Tensor", "ndarray"]),
+    ({"mask": torch.ones(3, 5)}, ["boolean", "float32", "mask == 0"]),
+    ({"mask": [[True] * 5] * 3}, ["boolean tensor", "list"]),
+    ({"mask": torch.ones(5, 3, dtype=torch.bool)}, ["broadcast", r"\(5, 3\)", r"\(3, 5\)"]),
+    ({"mask": torch.ones(2, 3, 5, dtype=torch.bool)}, ["broadcast", r"\(2, 3, 5\)"]),
+    ({"mask": torch.ones(3, 5, dtype=torch.bool, device="meta")}, ["mask", "meta", "cpu"]),
+]
+BAD_VALUES = [
+    ({"v": torch.ones(4, 2)}, ["v must have a row for each key", r"\(4, 2\)"]),
+    ({"v": torch.ones(5)}, ["v must be a tensor of shape", r"\(5,\)"]),
+    ({"v": V.numpy()}, ["v must be a tensor", "ndarray"]),
+    ({"v": V.double()}, ["v must have the dtype", "float64"]),
+    ({"v": V.to("meta")}, ["v must have", "meta"]),
+    ({"q": Q.expand(2, 3, 4), "v": V.expand(3, 5, 2)}, ["leading axes", r"\(2, 3, 4\)", r"\(3, 5, 2\)"]),
+    ({"dropout": 1.0}, ["dropout", "below 1"]),
+    ({"dropout": -0.1}, ["dropout", "-0.1"]),
+    ({"dropout": math.nan}, ["dropout", "nan"]),
+    ({"path": "flash"}, ["flash", "auto", *PATHS]),
+    ({"path": "fused", "kernel": "l2"}, ["fused", "L2", "exact"]),
+    ({"path": "fused", "normaliser": "count"}, ["fused", "count"]),
+    ({"path": "fused", "kernel": Exponential(Linear())}, ["fused", "EDP, RBF"]),
+]
+
+
+@pytest.mark.parametrize("change, words", BAD_CALLS + BAD_VALUES, ids=lambda x: str(list(x))[:60])
+def test_bad_input_is_named(change, words):
+    call = {"q": Q, "k": K, "v": V} | change
+    for function in (attend, explain):
+        with says(*words):
+            function(**call)
+    if any(change is other for other, _ in BAD_CALLS):
+        call.pop("v")
+        with says(*words):
+            weights(**call)
+
+
+X = torch.ones(4, 3, 8)         # (length, batch, width)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: KernelAttention(8, 3), ["num_heads", "divide", "8"]),
+    (lambda: KernelAttention(8, 2, add_zero_attn=True), ["add_zero_attn"]),
+    (lambda: KernelAttention(8, 2, kernel="linear"), ["abs-sum"]),
+    (lambda: KernelAttention(8, 2, normaliser="softmax"), ["softmax", "signed-sum"]),
+    (lambda: KernelAttention(8, 2, path="flash"), ["flash", "fused"]),
+    (lambda: KernelAttention(8, 2, kernel="l2", path="fused"), ["L2"]),
+    (lambda: KernelAttention(8, 2, dropout=1.5), ["dropout", "1.5"]),
+    (lambda: KernelAttention(8, 2)(X, X, X[:2]), ["one length", r"\(2, 3, 8\)", "batch_first"]),
+    (lambda: KernelAttention(8, 2)(X, X[:, :1], X[:, :1]), ["one batch", r"\(4, 1, 8\)"]),
+    (lambda: KernelAttention(8, 2)(X[..., :6], X, X), ["widths", "8", "6"]),
+    (lambda: KernelAttention(8, 2)(X[0], X, X), ["axes", "2, 3 and 3"]),
+    (lambda: KernelAttention(8, 2)(X, X, X, attn_mask=torch.ones(4, 3, dtype=torch.bool)), ["attn_mask", r"\(4, 3\)"]),
+    (lambda: KernelAttention(8, 2)(X, X, X, attn_mask=torch.ones(4, 4)), ["attn_mask", "bias"]),
+    (lambda: KernelAttention(8, 2)(X, X, X, attn_mask=torch.ones(4, 4).long()), ["attn_mask", "boolean", "int64"]),
+    (lambda: KernelAttention(8, 2)(X, X, X, key_padding_mask=torch.ones(4, 3, dtype=torch.bool)),
+     ["key_padding_mask", r"\(3, 4\)", r"\(4, 3\)"]),
+])
+def test_bad_input_of_the_module_is_named(call, words):
+    with says(*words):
+        call()
+
+
+def test_debug_mode_finds_what_is_not_finite():
+    good = {"q": Q, "k": K, "v": V}
+    x = torch.ones(4, 3, 8)
+    module = KernelAttention(8, 2)
+    for name, value in itertools.product(good, (math.nan, math.inf)):
+        bad = good | {name: good[name].clone()}
+        bad[name][2, 1] = value
+        attend(**bad)                       # off by default
+        with kernelbook.debug(), says(rf"{name} .*holds 1 ", r"\(2, 1\)", str(value), error=FloatingPointError):
+            attend(**bad)
+    for i, need_weights in itertools.product(range(3), (True, False)):
+        inputs = [x.clone() for _ in range(3)]
+        inputs[i][1, 2, 3] = math.nan
+        module(*inputs, need_weights=need_weights)
+        with kernelbook.debug(), says(("query", "key", "value")[i], r"\(1, 2, 3\)", error=FloatingPointError):
+            module(*inputs, need_weights=need_weights)
+    with kernelbook.debug():
+        attend(**good)
+        with kernelbook.debug(False):
+            attend(**bad)
+    with kernelbook.debug(), says("k ", error=FloatingPointError):
+        weights(Q, K * math.nan)
+
+
+def test_debug_mode_from_the_environment():
+    code = "import torch, kernelbook; x = torch.ones(2, 2) * float('nan'); kernelbook.attend(x, x, x)"
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"KERNELBOOK_DEBUG": "1"},
+                         capture_output=True, text=True, check=False)
+    assert run.returncode != 0 and "FloatingPointError: q (2, 2) holds 4" in run.stderr
