@@ -91,7 +91,8 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], metadata: 
     from safetensors.torch import save
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return write_whole(path, save(plain, metadata={key: json.dumps(value) for key, value in metadata.items()}))
+    # One key, because safetensors stores several in no certain order: equal content makes equal bytes.
+    return write_whole(path, save(plain, metadata={"kernelbook": json.dumps(metadata)}))
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -116,7 +117,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            metadata = json.loads((file.metadata() or {}).get("kernelbook", "{}"))
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
