@@ -57,13 +57,13 @@ def train(corpus, *more):
 
 
 def test_train_evaluate_translate_and_look_again(kernelbook, corpus, tmp_path):
-    code, said, _ = kernelbook(*train(corpus, "--kernel", "rbf", "--steps", 110, "--out", "a"))
+    code, said, _ = kernelbook(*train(corpus, "--kernel", "rbf", "--steps", 150, "--out", "a"))
     record = results.load("a/record.json")
     assert code == 0 and record.metrics["test_bleu"] > 40 > 2 * max(record.baselines.values())
     assert f"{record.metrics['test_bleu']:.2f}" in said and "copy source" in said and record.signature in said
     assert said.count("reference ") == 3 and sorted(os.listdir("a")) == ["model.safetensors", "record.json"]
 
-    code, again, _ = kernelbook(*train(corpus, "--kernel", "rbf", "--steps", 110, "--out", "b"))
+    code, again, _ = kernelbook(*train(corpus, "--kernel", "rbf", "--steps", 150, "--out", "b"))
     other = results.load("b/record.json")
     assert (other.metrics, other.history, other.samples) == (record.metrics, record.history, record.samples)
 
