@@ -9,16 +9,12 @@ The chapters are run by nbval, which compares strings.  Here its comparison beco
 * a cell that was never run fails (nbval would not check it);
 * what goes to stderr, and the state of live widgets, is no part of a chapter.
 
-A cell may set its own tolerances, in its metadata: ``nbval: {rtol: 1e-2, atol: 1e-4, rms: 20}``.
+A cell may set its own tolerances, in its metadata: ``nbval: {rtol: 1e-2, atol: 1e-4, rms: 5}``.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import math
 import os
-import re
 import sys
 from pathlib import Path
 from unittest import mock
@@ -29,77 +25,15 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 try:
+    from chapters import KERNEL_ENVIRONMENT, WIDGET_VIEW
     from nbval import plugin as nbval
-except ImportError:                    # without the extra "test" the library's own tests still run
+    from outputs import disagreement
+except ImportError:                    # without the extras "book" and "test" the library's own tests still run
     nbval = None
 
-RTOL, ATOL = 1e-3, 1e-6
-RMS = 10.0                             # of 255; text that is hinted differently gives 2 to 5, another curve 20 and more
 CELL_SECONDS = 180
 
-
-# ------------------------------------------------------------------------------------- comparing two outputs
-
-_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w])|(?<!\w)[-+]?(?:nan|inf)\b")
-_EMBEDDED = re.compile(r"data:image/(?:png|jpeg);base64,([A-Za-z0-9+/=]+)")
-
-
-def numbers_agree(stored: str, new: str, rtol: float = RTOL, atol: float = ATOL) -> bool:
-    """Whether two texts are the same up to small differences of the numbers in them that are not integers.
-
-    Blanks beside a number do not count: a tensor is padded to the width of its widest entry.
-    """
-    if stored == new:
-        return True
-    if _words(stored) != _words(new):
-        return False
-    return all(_close(a, b, rtol, atol) for a, b in zip(_NUMBER.findall(stored), _NUMBER.findall(new), strict=True))
-
-
-def _words(text: str) -> list[str]:
-    return [" ".join(part.split()) for part in _NUMBER.split(text)]
-
-
-def _close(a: str, b: str, rtol: float, atol: float) -> bool:
-    if a == b:
-        return True
-    if not any(mark in (a + b).lower() for mark in ".en"):           # two integers; "n" is for nan and inf
-        return False
-    x, y = float(a), float(b)
-    return math.isclose(x, y, rel_tol=rtol, abs_tol=atol) or (math.isnan(x) and math.isnan(y))
-
-
-def picture_distance(stored: str, new: str) -> float:
-    """The root-mean-square difference of two pictures in base64, of 255; infinite where their sizes differ."""
-    import numpy as np
-    from PIL import Image
-
-    a, b = (np.asarray(Image.open(io.BytesIO(base64.b64decode(s))).convert("RGBA"), dtype=float) for s in (stored, new))
-    return math.inf if a.shape != b.shape else float(np.sqrt(np.mean((a - b) ** 2)))
-
-
-def disagreement(mime: str, stored, new, rtol: float = RTOL, atol: float = ATOL, rms: float = RMS) -> str | None:
-    """What is wrong with a new output of this type, or None where it agrees with the stored one."""
-    if mime in ("image/png", "image/jpeg"):
-        distance = picture_distance(stored, new)
-        return None if distance <= rms else f"pictures differ by {distance:.1f} of 255 (RMS); {rms:g} is allowed"
-    if not isinstance(stored, str) or not isinstance(new, str):
-        return None if stored == new else f"{new!r} instead of {stored!r}"
-    pictures = _EMBEDDED.findall(stored), _EMBEDDED.findall(new)
-    if len(pictures[0]) != len(pictures[1]):
-        return f"{len(pictures[1])} embedded pictures instead of {len(pictures[0])}"
-    for number, (a, b) in enumerate(zip(*pictures, strict=True)):
-        if a != b and (distance := picture_distance(a, b)) > rms:
-            return f"embedded picture {number} differs by {distance:.1f} of 255 (RMS); {rms:g} is allowed"
-    a, b = (_EMBEDDED.sub("PICTURE", text) for text in (stored, new))
-    return None if numbers_agree(a, b, rtol, atol) else f"stored:\n{a}\nnow:\n{b}"
-
-
-# ------------------------------------------------------------------------------------- nbval, made strict
-
 if nbval is not None:
-    from chapters import KERNEL_ENVIRONMENT, WIDGET_VIEW
-
     IGNORED = {WIDGET_VIEW, "application/vnd.jupyter.widget-state+json"}
 
     class Chapter(nbval.IPyNbFile):

@@ -8,7 +8,9 @@ configuration all ask here.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -134,5 +136,10 @@ def difference(text: Path) -> str | None:
         return f"the metadata of {stored.name} are {dict(have.metadata)}, not {dict(want.metadata)}"
     for number, (a, b) in enumerate(zip(want.cells, have.cells, strict=False)):
         if a != b:
-            return f"cell {number} of {stored.name} is not what {text.name} says:\n{a.source}\n--- stored:\n{b.source}"
+            lines = difflib.unified_diff(_written(b), _written(a), stored.name, text.name, lineterm="", n=1)
+            return f"cell {number} of {stored.name} is not what {text.name} says:\n" + "\n".join(lines)
     return f"{stored.name} has {len(have.cells)} cells, {text.name} describes {len(want.cells)}"
+
+
+def _written(cell: NotebookNode) -> list[str]:
+    return [f"{cell.cell_type} {json.dumps(cell.metadata)}", *cell.source.splitlines()]

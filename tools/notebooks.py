@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def execute(text: Path) -> nbformat.NotebookNode:
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         source = nb.cells[code[position - 1]].source
         where = f"{text}, line {_line(text, source)}, code cell {position} of {len(code)}"
-        raise ChapterFailed(f"{where}:\n{error}") from None
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+        raise ChapterFailed(f"{where}:\n{message}") from None
     return normalise(nb)
 
 
@@ -111,6 +113,13 @@ def record(name: str, notebook: str, seconds: float, file: Path = EXECUTION) -> 
     write_whole(file, json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
+def forget_all_but(names: Iterable[str], file: Path = EXECUTION) -> None:
+    """Drop from the record the chapters that are no more."""
+    entries = json.loads(file.read_text("utf8")) if file.exists() else {}
+    if kept := {name: entries[name] for name in entries if name in set(names)}:
+        write_whole(file, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
 def _public(release: str) -> str:
     return re.sub(r"\+.*", "", release)
 
@@ -135,6 +144,8 @@ def main() -> int:
 
     known = {text.stem: text for text in chapters()}
     names = [Path(name).stem for name in arguments.names] or list(known)
+    if not arguments.names and not arguments.check:
+        forget_all_but(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"no chapter named {', '.join(unknown)}; there are: {', '.join(known)}")
 
