@@ -4,12 +4,10 @@ The raw material is a table of verses, ``bible(bbName, bNumber, cNumber, vNumber
 translation, book, chapter, verse, text. Both translations used here are numbered alike, so that a verse and its
 translation share the three numbers.
 
-=== ==========================================  =============================================================
-``4`` World English Bible                         modern English; "Yahweh"
-``e`` Elberfelder Bible, revision of 1905/1932    literal German in the spelling of its time; "Jehova"
-=== ==========================================  =============================================================
+* code ``4``, World English Bible: modern English; the name of God is "Yahweh";
+* code ``e``, Elberfelder Bible, revision of 1905/1932: literal German in the spelling of its time; "Jehova".
 
-**Text** (:func:`clean`), in this order:
+**Text** (``clean``), in this order:
 
 1. Unicode normal form C.
 2. A back quote, and a curly apostrophe, becomes ``'``. Double quotation marks are dropped: speech runs over
@@ -22,13 +20,13 @@ translation share the three numbers.
 5. A dash is written as a hyphen between spaces; one that begins or ends a verse is dropped. White space is
    a single space, and there is none before ``, ; : ? !``.
 
-**Pairs** (:func:`select`). *Tokens* are words (with an inner apostrophe) and single punctuation marks. A pair is
+**Pairs** (``select``). *Tokens* are words (with an inner apostrophe) and single punctuation marks. A pair is
 kept if each side has at least 3 words and at most 60 tokens and is at least 75 % letters (of the characters that
 are not spaces), and if the longer side has at most twice the tokens of the shorter or at most 4 more. A pair of
 which both sides occurred before (without regard to case and punctuation) is dropped. Verses known to be
-no translations of each other (:data:`MISALIGNED`, and those marked as missing in the source) are dropped.
+no translations of each other (``MISALIGNED``, and those that one edition lacks, see ``PLACEHOLDERS``) are dropped.
 
-**Splits** (:func:`split`). The sha256 of the English words of a pair decides: 3 % valid, 3 % test, the rest train.
+**Splits** (``split``). The sha256 of the English words of a pair decides: 3 % valid, 3 % test, the rest train.
 So pairs with the same English text are in the same split, and no pair moves when others are added. Pairs of
 the training set whose *German* text occurs in valid or test are then dropped.
 """
@@ -42,7 +40,7 @@ from pathlib import Path
 from .errors import DataError
 from .parallel import Pair
 
-RULES = 1
+RULES = 2
 """The version of these rules. Raise it with every change that alters the pairs: cached sets are then re-derived."""
 
 GERMAN, ENGLISH = "e", "4"
@@ -50,6 +48,9 @@ GERMAN, ENGLISH = "e", "4"
 PSALMS = 19
 MISALIGNED = {(PSALMS, 13): "German verses are numbered one higher", (40, 23, 13): "swapped with verse 14"}
 """Chapters (book, chapter) and verses (book, chapter, verse) whose numbers mean different text in each language."""
+
+PLACEHOLDERS = ("(MISSING)", "dummy verses inserted")
+"""How the text begins, in either language, where an edition lacks a verse."""
 
 MAX_TOKENS, MIN_WORDS, MIN_LETTERS, MAX_RATIO, FREE_DIFFERENCE = 60, 3, 0.75, 2.0, 4
 HELD_OUT_PERCENT = 3
@@ -101,7 +102,7 @@ def clean(text: str, code: str, place: tuple[int, int, int] = (0, 0, 0)) -> str:
     text : str
         The verse as it stands in the table.
     code : str
-        The translation, :data:`GERMAN` or :data:`ENGLISH`.
+        The translation, ``GERMAN`` or ``ENGLISH``.
     place : (int, int, int)
         Book, chapter and verse: headings are looked for only where they occur.
     """
@@ -158,7 +159,7 @@ def select(german: Verses, english: Verses) -> list[Pair]:
         german_text = german.get(place)
         if german_text is None or place in MISALIGNED or place[:2] in MISALIGNED:
             continue
-        if german_text.startswith("(MISSING)"):
+        if german_text.startswith(PLACEHOLDERS) or english_text.startswith(PLACEHOLDERS):
             continue
         pair = Pair(clean(german_text, GERMAN, place), clean(english_text, ENGLISH, place))
         keys = key(pair.source), key(pair.target)

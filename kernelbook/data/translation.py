@@ -21,12 +21,12 @@ def load_translation(
     Parameters
     ----------
     name : str, optional
-        A corpus for translation, see :data:`CORPORA`. By default the one that `data_dir` holds, and
+        A corpus for translation, see ``CORPORA``. By default the one that `data_dir` holds, and
         ``"bible"`` without `data_dir`.
     data_dir : path, optional
         The folder of the corpus, or the parent of several.
     progress : bool
-        Announce a download and show how far it is, see :func:`fetch`.
+        Announce a download and show how far it is, see ``fetch()``.
 
     Returns
     -------
