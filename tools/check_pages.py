@@ -24,6 +24,7 @@ from pathlib import Path
 
 from check_links import pages
 from selenium import webdriver
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -60,19 +61,26 @@ def resize(driver: webdriver.Chrome, width: int, height: int) -> None:
                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600})
 
 
-def visit(driver: webdriver.Chrome, address: str) -> None:
-    """Open a page and wait until it has loaded and its mathematics is set."""
+WAIT = """
+const done = arguments[0];
+(function wait() {
+  if (document.readyState !== 'complete') return setTimeout(wait, 20);
+  if (!document.querySelector('.math')) return done();
+  const startup = window.MathJax && window.MathJax.startup;
+  if (!startup || !startup.promise) return setTimeout(wait, 20);
+  startup.promise.then(() => setTimeout(done, 50));
+})();"""
+
+
+def visit(driver: webdriver.Chrome, address: str) -> list[str]:
+    """Open a page and wait until it has loaded and its mathematics is set; say so where that does not happen."""
     driver.get(address)
     driver.set_script_timeout(SECONDS)
-    driver.execute_async_script("""
-        const done = arguments[0];
-        (function wait() {
-          if (document.readyState !== 'complete') return setTimeout(wait, 20);
-          if (!document.querySelector('.math')) return done();
-          const startup = window.MathJax && window.MathJax.startup;
-          if (!startup || !startup.promise) return setTimeout(wait, 20);
-          startup.promise.then(() => setTimeout(done, 50));
-        })();""")
+    try:
+        driver.execute_async_script(WAIT)
+    except TimeoutException:
+        return [f"not ready after {SECONDS} seconds: MathJax did not finish"]
+    return []
 
 
 # ------------------------------------------------------------------------------------------------- what must hold
@@ -98,8 +106,9 @@ return {
   unnamed: [...document.querySelectorAll('main input, main button, main select')].filter(e => visible(e) &&
     !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.labels && e.labels.length))).map(where),
   overflow: document.documentElement.scrollWidth - width,
-  wide: [...document.querySelectorAll('main *')].filter(e => visible(e) && !scrolls(e) &&
-    e.getBoundingClientRect().right > width + 1).slice(0, 4).map(where),
+  wide: [...document.querySelectorAll('main *')].filter(e => visible(e) && !scrolls(e) && getComputedStyle(e).overflowX
+    === 'visible' && e.getBoundingClientRect().left + Math.max(e.scrollWidth, e.offsetWidth || 0) > width + 1)
+    .slice(-3).map(where),
 };
 """
 
@@ -127,10 +136,9 @@ def traffic(driver: webdriver.Chrome) -> list[str]:
 
 
 def check_page(driver: webdriver.Chrome, page: Path, shots: Path, name: str) -> list[str]:
-    """What is wrong with one page, read on a desktop and on a phone."""
-    problems: list[str] = []
+    """What is wrong with one page, read on a desktop and on a phone; without a name, no picture is taken of it."""
     resize(driver, *DESKTOP)
-    visit(driver, page.as_uri())
+    problems = visit(driver, page.as_uri())
     seen = look(driver)
     problems += [f"mathematics in error: {e}" for e in seen["errors"]]
     problems += [f"mathematics not set: {e}" for e in seen["unset"] + seen["dollars"]]
@@ -143,18 +151,19 @@ def check_page(driver: webdriver.Chrome, page: Path, shots: Path, name: str) -> 
         problems.append("the page does not say its language")
     if seen["overflow"] > 0:
         problems.append(f"{seen['overflow']} pixels wider than a desktop: {seen['wide']}")
-    for theme in ("light", "dark"):
+    for theme in ("light", "dark") if name else ():
         driver.execute_script("document.documentElement.dataset.theme = document.documentElement.dataset.mode "
                               "= arguments[0]", theme)
         photograph(driver, shots / f"{name}.{theme}.png", DESKTOP)
     driver.execute_script("document.documentElement.dataset.theme = 'light'; "
                           "document.querySelectorAll('main details').forEach(e => e.open = true)")
     resize(driver, *PHONE)
-    time.sleep(0.2)
+    time.sleep(0.1)
     seen = look(driver)
     if seen["overflow"] > 0:
         problems.append(f"{seen['overflow']} pixels wider than a phone: {seen['wide']}")
-    photograph(driver, shots / f"{name}.phone.png", PHONE)
+    if name:
+        photograph(driver, shots / f"{name}.phone.png", PHONE)
     return problems + traffic(driver)
 
 
@@ -293,8 +302,9 @@ def main() -> int:
         traffic(driver)                 # what Chromium does when it starts is no page's doing
         for page in chosen:
             name = str(page.relative_to(site).with_suffix(""))
-            report(name, check_page(driver, page, shots, name.replace("/", ".")))
-            if "_modules" not in name:
+            listing = name.startswith("_modules/")      # of source code, which Sphinx adds
+            report(name, check_page(driver, page, shots, "" if listing else name.replace("/", ".")))
+            if not listing:
                 report(name, try_all(driver, page))
         resize(driver, *DESKTOP)
         visit(driver, chosen[0].as_uri())
