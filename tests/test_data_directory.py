@@ -111,6 +111,7 @@ def test_without_a_folder_the_reader_is_told_what_to_do():
         ("train.de.gz", b"plain text", "train.de.gz is not a whole gzip file.*copy it again"),
         ("train.de.gz", gzip.compress(TEXT["train.de"].encode())[:-12], "train.de.gz is not a whole gzip file"),
     ],
+    ids=["missing", "lengths differ", "empty", "blank", "not UTF-8", "not gzip", "gzip truncated"],
 )
 def test_files_that_cannot_be_used_are_named(folder, name, content, words):
     if content is None:
