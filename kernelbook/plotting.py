@@ -396,7 +396,7 @@ def png(figure: Figure, *, scale: float = 2.0, colours: int | None = None) -> by
 
 
 def quantise(pictures: Sequence[Image.Image], colours: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """Pictures in a few colours that they share: pixels that were alike are alike, and white is white.
+    """Pictures in a few colours that they share: pixels that were alike are alike, and white is still white.
 
     Parameters
     ----------
@@ -410,7 +410,7 @@ def quantise(pictures: Sequence[Image.Image], colours: int) -> tuple[list[np.nda
     indices : list of ndarray
         For each picture, ``(height, width)``: which colour each pixel has.
     palette : ndarray
-        ``(colours, 3)``: red, green and blue of each colour.
+        ``(at most colours, 3)``: red, green and blue of each colour.
     """
     from PIL import Image
 
@@ -419,20 +419,26 @@ def quantise(pictures: Sequence[Image.Image], colours: int) -> tuple[list[np.nda
         return r << 16 | g << 8 | b
 
     packed = [pack(p) for p in pictures]
-    present = np.zeros(1 << 24, dtype=bool)
+    place = np.zeros(1 << 24, dtype=np.int32)
     for p in packed:
-        present[p] = True
-    used = np.flatnonzero(present)
+        place[p] = 1
+    used = np.flatnonzero(place)
+    place[used] = np.arange(len(used))
     rgb = np.stack([used >> 16, used >> 8 & 255, used & 255], axis=-1).astype(np.uint8)
-    palette = rgb
-    if len(used) > colours:                                            # every shade counts once, however rare
-        few = Image.fromarray(rgb[None]).quantize(colours - 1, Image.Quantize.MEDIANCUT)
-        palette = np.array(few.getpalette()[: 3 * (colours - 1)], dtype=np.uint8).reshape(-1, 3)
-        palette = np.concatenate([palette, np.full((1, 3), 255, dtype=np.uint8)])
+    if len(used) <= colours:
+        return [place[p].astype(np.uint8) for p in packed], rgb
+
+    # What covers most of the pictures is exact, and so is white; of the rest every shade counts once, however rare.
+    covers = sum(np.bincount(place[p].ravel(), minlength=len(used)) for p in packed)
+    covers[used == 0xFFFFFF] = covers.sum()
+    order = np.argsort(-covers, kind="stable")
+    exact, rest = rgb[order[: colours // 2]], rgb[order[colours // 2:]]
+    few = Image.fromarray(rest[None]).quantize(colours - len(exact), Image.Quantize.MEDIANCUT)
+    mixed = np.array(few.getpalette(), dtype=np.uint8).reshape(-1, 3)[: colours - len(exact)]
+    palette = np.concatenate([exact, mixed])
     a, b = rgb.astype(np.float32), palette.astype(np.float32)
-    nearest = np.zeros(1 << 24, dtype=np.uint8)
-    nearest[used] = ((b**2).sum(-1) - 2 * a @ b.T).argmin(-1)
-    return [nearest[p] for p in packed], palette
+    nearest = ((b**2).sum(-1) - 2 * a @ b.T).argmin(-1).astype(np.uint8)
+    return [nearest[place[p]] for p in packed], palette
 
 
 def indexed_png(indices: np.ndarray, palette: np.ndarray, transparent: int | None = None) -> bytes:

@@ -96,9 +96,10 @@ def test_frames_laid_over_the_first_are_the_figures():
         assert difference.mean() < 0.1 and difference.max() < 40             # few colours, but the same picture
         assert (np.asarray(shown)[0, 0] == 255).all()                        # exactly white, for dark pages
         if uri:                                                              # a page that is narrower: no ghosts
-            layers = [p.resize((p.width // 3, p.height // 3), Image.Resampling.BOX) for p in (whole, pixels(uri), drawn)]
-            shown = Image.alpha_composite(layers[0], layers[1]).convert("RGB")
-            assert np.abs(np.asarray(shown, float) - np.asarray(layers[2])).max() < 32
+            below, above, goal = (p.resize((p.width // 3, p.height // 3), Image.Resampling.BOX)
+                                  for p in (whole, pixels(uri), drawn))
+            shown = Image.alpha_composite(below, above).convert("RGB")
+            assert np.abs(np.asarray(shown, float) - np.asarray(goal)).max() < 32
 
 
 def test_twenty_frames_of_a_scatter_stay_small():
