@@ -1,4 +1,4 @@
-"""Follow every local link of the built book: pages, anchors, images, scripts and style sheets.
+"""Follow every local link of the built book: pages, anchors (each of which exists once), images, scripts, style sheets.
 
     python tools/check_links.py _build/html
 
@@ -10,6 +10,7 @@ follow to other sites are counted, not visited.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
@@ -39,8 +40,9 @@ def _anchors(page: Path) -> set[str]:
 
 
 def problems(page: Path, elsewhere: set[str]) -> list[str]:
-    """What is wrong with the links of one page; addresses of other sites are added to ``elsewhere``."""
-    found = []
+    """What is wrong with the anchors and links of one page; addresses of other sites are added to ``elsewhere``."""
+    identifiers = Counter(e["id"] for e in _parsed(page).find_all(id=True))
+    found = [f"the id {name!r} stands {count} times" for name, count in identifiers.items() if count > 1]
     for tag, attribute in (("a", "href"), *LOADED):
         for element in _parsed(page).find_all(tag):
             address = element.get(attribute)
