@@ -196,7 +196,8 @@ class Slider:
         return (
             f'<div class="kb-slider"><label>{label} '
             f'<input type="range" min="0" max="{len(self.values) - 1}" step="1" value="{self.start}" '
-            f'autocomplete="off" aria-label="{label}" aria-valuetext="{shown}"> '
+            # data-lm-... keeps JupyterLab from taking the arrow keys for itself
+            f'autocomplete="off" data-lm-suppress-shortcuts="true" aria-label="{label}" aria-valuetext="{shown}"> '
             f'<output aria-live="off">{shown}</output></label>'
             f'<img width="{width}" height="{height}" style="display:block;max-width:100%;height:auto" '
             f'alt="{alt}" src="{uris[self.start]}"></div>\n'
