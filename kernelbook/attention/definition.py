@@ -154,7 +154,7 @@ def _weights(q: Tensor, k: Tensor, kernel: Kernel, mask: Tensor | None, causal: 
 def _softmax(logits: Tensor, see: Tensor | None) -> Tensor:
     if see is None:
         return logits.softmax(-1)
-    # Rows with nothing to see get finite logits first: a NaN made here would live on in the gradient.
+    # Rows with nothing to see get finite logits first, so that no NaN is made on the way, forward or backward.
     empty = ~see.any(-1, keepdim=True)
     logits = logits.masked_fill(~see, float("-inf")).masked_fill(empty, 0.0)
     return logits.softmax(-1).masked_fill(empty, 0.0)
