@@ -87,7 +87,7 @@ def translate(
 ) -> list[str]:
     """Translate sentences by greedy decoding, in batches of similar length.
 
-    A translation is stopped at one and a half times its source's tokens, plus 10.
+    A translation is cut off at one and a half times its source's tokens, plus 10.
 
     Parameters
     ----------
@@ -120,12 +120,16 @@ def translate(
         rows = [todo[j] for j in batch]
         source = pad([sources[i] for i in rows], tokenizer.pad_id).to(device)
         found = greedy(model, source, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id,
-                       max_length=source.shape[1] * 3 // 2 + 10)
+                       max_length=_longest(source.shape[1]))
         for i, ids in zip(rows, found, strict=True):
-            out[i] = tokenizer.decode(ids)
+            out[i] = tokenizer.decode(ids[:_longest(len(sources[i]))])      # as if it had been alone in the batch
         if progress:
             progress(len(rows))
     return out
+
+
+def _longest(source_tokens: int) -> int:
+    return source_tokens * 3 // 2 + 10
 
 
 @torch.no_grad()
