@@ -29,7 +29,7 @@ test: $(ENV)   ## every check: style, library, chapters, the built book, its pag
 	$(BIN)/python tools/check_pages.py $(HTML)
 
 lab: $(ENV)    ## open the chapters in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=. book
+	$(BIN)/jupyter lab book $(if $(filter 0,$(shell id -u)),--allow-root)
 
 notebooks: $(ENV)  ## run the chapters' texts and store the notebooks (CHAPTER=name for one)
 	$(BIN)/python tools/notebooks.py $(CHAPTER)
@@ -49,7 +49,7 @@ clean:         ## remove what the other targets made, but not the environment
 # One call, so that pip chooses all versions together; the lock says which.
 $(ENV): pyproject.toml requirements.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[book,test,lab]' -c requirements.lock
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[book,test,lab]' -c requirements.lock
 	@touch $@
 
 $(MATHJAX): tools/fetch_mathjax.py | $(ENV)

@@ -19,7 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from check_links import pages
@@ -96,7 +96,7 @@ return {
     e.getAttribute('data-mjx-error') || e.getAttribute('title') || e.textContent),
   unset: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).map(e => e.textContent),
   dollars: [...document.querySelectorAll('article p, article li, article td, article dd, article figcaption')]
-    .filter(e => /(^|[\s(])\$[^\s$][^$]*\$|\\\(|\\\[|\\begin\{/.test([...e.childNodes]
+    .filter(e => /(^|[\s(])\$[^\s$]([^$]*[^\s$])?\$|\\\(|\\\[|\\begin\{/.test([...e.childNodes]
       .filter(n => n.nodeType === 3).map(n => n.data).join(' '))).map(where),
   pictures: [...document.querySelectorAll('img')].filter(e => !(e.getAttribute('alt') || '').trim() &&
     e.getAttribute('aria-hidden') !== 'true' && e.getAttribute('role') !== 'presentation').map(where),
@@ -105,6 +105,7 @@ return {
   language: document.documentElement.lang,
   unnamed: [...document.querySelectorAll('main input, main button, main select')].filter(e => visible(e) &&
     !(e.getAttribute('aria-label') || e.title || e.textContent.trim() || (e.labels && e.labels.length))).map(where),
+  width: width,
   overflow: document.documentElement.scrollWidth - width,
   wide: [...document.querySelectorAll('main *')].filter(e => visible(e) && !scrolls(e) && getComputedStyle(e).overflowX
     === 'visible' && e.getBoundingClientRect().left + Math.max(e.scrollWidth, e.offsetWidth || 0) > width + 1)
@@ -135,8 +136,12 @@ def traffic(driver: webdriver.Chrome) -> list[str]:
     return found
 
 
-def check_page(driver: webdriver.Chrome, page: Path, shots: Path, name: str) -> list[str]:
-    """What is wrong with one page, read on a desktop and on a phone; without a name, no picture is taken of it."""
+def check_page(driver: webdriver.Chrome, page: Path, picture: Path | None) -> list[str]:
+    """What is wrong with one page, read and used on a desktop, then read on a phone.
+
+    Screenshots go to ``picture`` with ``.light.png``, ``.dark.png`` and ``.phone.png`` after its name; where it is
+    None, as for listings of source code, none are taken, and there is nothing to be used.
+    """
     resize(driver, *DESKTOP)
     problems = visit(driver, page.as_uri())
     seen = look(driver)
@@ -151,19 +156,21 @@ def check_page(driver: webdriver.Chrome, page: Path, shots: Path, name: str) -> 
         problems.append("the page does not say its language")
     if seen["overflow"] > 0:
         problems.append(f"{seen['overflow']} pixels wider than a desktop: {seen['wide']}")
-    for theme in ("light", "dark") if name else ():
-        driver.execute_script("document.documentElement.dataset.theme = document.documentElement.dataset.mode "
-                              "= arguments[0]", theme)
-        photograph(driver, shots / f"{name}.{theme}.png", DESKTOP)
-    driver.execute_script("document.documentElement.dataset.theme = 'light'; "
-                          "document.querySelectorAll('main details').forEach(e => e.open = true)")
+    if picture:
+        for theme in ("dark", "light"):
+            driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            photograph(driver, picture.with_name(f"{picture.name}.{theme}.png"), DESKTOP)
+        for attempt in (try_keyboard, try_sliders, try_solutions):
+            problems += attempt(driver)
     resize(driver, *PHONE)
     time.sleep(0.1)
     seen = look(driver)
+    if seen["width"] != PHONE[0]:
+        problems.append(f"laid out for {seen['width']} pixels on a phone: it lacks a viewport")
     if seen["overflow"] > 0:
         problems.append(f"{seen['overflow']} pixels wider than a phone: {seen['wide']}")
-    if name:
-        photograph(driver, shots / f"{name}.phone.png", PHONE)
+    if picture:
+        photograph(driver, picture.with_name(f"{picture.name}.phone.png"), PHONE)
     return problems + traffic(driver)
 
 
@@ -266,14 +273,6 @@ def try_search(driver: webdriver.Chrome, site: Path, word: str) -> list[str]:
     return [f"search for {word!r} finds nothing"]
 
 
-def try_all(driver: webdriver.Chrome, page: Path) -> list[str]:
-    """What a reader would do on one page."""
-    resize(driver, *DESKTOP)
-    visit(driver, page.as_uri())
-    steps: list[Callable] = [try_keyboard, try_sliders, try_solutions]
-    return [problem for step in steps for problem in step(driver)] + traffic(driver)
-
-
 def main() -> int:
     site = Path(sys.argv[1] if len(sys.argv) > 1 else "_build/html").resolve()
     chosen = [site / name for name in sys.argv[2:]] or [p for p in pages(site) if p.parent != site or
@@ -303,9 +302,7 @@ def main() -> int:
         for page in chosen:
             name = str(page.relative_to(site).with_suffix(""))
             listing = name.startswith("_modules/")      # of source code, which Sphinx adds
-            report(name, check_page(driver, page, shots, "" if listing else name.replace("/", ".")))
-            if not listing:
-                report(name, try_all(driver, page))
+            report(name, check_page(driver, page, None if listing else shots / name.replace("/", ".")))
         resize(driver, *DESKTOP)
         visit(driver, chosen[0].as_uri())
         report("theme", try_theme(driver))
