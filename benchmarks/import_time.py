@@ -31,7 +31,7 @@ def main(runs: int) -> None:
     print(f"python -c 'import kernelbook' against python -c 'import torch', {runs} interleaved runs, medians")
     print(f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} CPUs")
     for name, value in median.items():
-        print(f"{name:<12} {value:6.3f} s")
+        print(f"{name:<12} {value:6.3f} s (fastest {min(r[name] for r in rounds):.3f} s)")
     ratio = statistics.median(r["kernelbook"] / r["torch"] for r in rounds)
     print(f"kernelbook over torch: {statistics.median(over):.3f} s (from {min(over):.3f} to {max(over):.3f}), "
           f"ratio {ratio:.3f}; aim {AIM} s: {'met' if statistics.median(over) <= AIM else 'missed'}")

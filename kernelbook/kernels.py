@@ -606,8 +606,11 @@ class L2(_Scaled):
         return _times(self.scale, r"\lVert q-k\rVert", tex=True)
 
     def gram(self, q, k):
-        # vector_norm's gradient at coinciding points is 0, a subgradient; that of sqrt would be infinite.
-        return torch.linalg.vector_norm(_differences(q, k), dim=-1) * _scale(self.scale, q.shape[-1])
+        # cdist's gradient at coinciding points is 0, a subgradient; that of sqrt would be infinite.  It makes no
+        # n x m x d array, which training feels; it has no half precision of its own, and no second derivative.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        dist = torch.cdist(q.to(wide), k.to(wide), compute_mode="donot_use_mm_for_euclid_dist")
+        return dist.to(q.dtype) * _scale(self.scale, q.shape[-1])
 
 
 @register("l2_squared")
