@@ -150,6 +150,13 @@ def test_lower_precision(case, dtype):
     assert (gram - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max()
 
 
+@pytest.mark.parametrize("kernel", [L2(), L2Squared(), RBF()], ids=repr)
+def test_distances_do_not_cancel_far_from_the_origin(kernel):
+    q, k = points(0, 4, 3), points(1, 5, 3)
+    far = 2.0 ** 20        # the sums are rounded to 2**-32, and only to that
+    torch.testing.assert_close(kernel(q + far, k + far), kernel(q, k), rtol=1e-7, atol=1e-8)
+
+
 # ------------------------------------------------------------------------- what a kernel says of itself
 
 def eigenvalues(kernel: Kernel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
