@@ -114,15 +114,13 @@ def load(path: str | os.PathLike) -> Record:
     return Record(**plain)
 
 
-def provenance(device: torch.device | str = "cpu", *, wall_time: float, command: str | None = None) -> dict[str, Any]:
-    """Where and with what a run was made.
+def provenance(device: torch.device | str = "cpu", *, command: str | None = None) -> dict[str, Any]:
+    """Where and with what a run is made; to be asked when it begins, before anybody changes the source.
 
     Parameters
     ----------
     device : torch.device or str
-        That the model was on.
-    wall_time : float
-        In seconds.
+        That the model is on.
     command : str, optional
         By default the command line of this process.
 
@@ -136,7 +134,7 @@ def provenance(device: torch.device | str = "cpu", *, wall_time: float, command:
         command = " ".join(["kernelbook" if Path(sys.argv[0]).stem in ("kernelbook", "__main__")
                             else Path(sys.argv[0]).name, *sys.argv[1:]])
     return {"device": gpu or device.type, "cpu": platform.machine(), "cpu_count": os.cpu_count(),
-            "threads": torch.get_num_threads(), "platform": platform.system(), "wall_time_s": round(wall_time, 1),
+            "threads": torch.get_num_threads(), "platform": platform.system(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": _commit(), "command": command,
             "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES}}
 

@@ -196,6 +196,8 @@ def train_translation(
     check_normaliser(kernel, normaliser)
     size = TRANSLATION_PRESETS[preset]
     settings = replace(size.settings, seed=seed, **({"steps": steps} if steps else {}))
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    origin = provenance(fabric.device)
     report({"phase": "data"})
     whole = load_translation(corpus, data_dir=data_dir)
     name = f"translation-{whole.name}-{_label(kernel, normaliser)}-{preset}-seed{seed}"
@@ -215,7 +217,6 @@ def train_translation(
                       "out": str(out)}})
 
     report({"phase": "training"})
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     history = fit(model, task, settings, fabric=fabric, state_path=state_path, resume=resume, report=report)
 
     report({"phase": "evaluation"})
@@ -242,7 +243,7 @@ def train_translation(
         parameters=model.parameter_count, history=history,
         samples=[{"source": pairs.test[i].source, "reference": references[i], "translation": hypotheses[i]}
                  for i in _spread(len(references), 3)],
-        provenance=provenance(fabric.device, wall_time=time.perf_counter() - began))
+        provenance=origin | {"wall_time_s": round(time.perf_counter() - began, 1)})
     save_model(out / "model.safetensors", model, {
         "task": "translation", "tokenizer": tokenizer.to_json(), "record": name, "direction": record.data["direction"]})
     record.save(out / "record.json")
