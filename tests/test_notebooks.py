@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 
-import nbformat
 import notebooks
 import pytest
-from chapters import is_chapter
+from chapters import expanded, is_chapter
 
 HEAD = """\
 ---
@@ -57,7 +56,23 @@ def test_a_text_is_a_chapter_by_its_front_matter(tmp_path):
     assert not is_chapter(tmp_path / "page.md")
 
 
-def test_macros_are_defined_for_readers_of_the_notebook(tmp_path):
-    nb = notebooks.notebook_of(chapter(tmp_path, "1"))
-    assert r"\def\norm#1{" in nb.cells[0].source and "remove-cell" in nb.cells[0].metadata.tags
-    nbformat.validate(nb)
+MACROS = {"R": (r"\mathbb{R}", 0), "Rn": (r"\mathbb{R}^n", 0), "kap": (r"\kappa", 0),
+          "norm": (r"\lVert #1 \rVert", 1), "inner": (r"\langle #1, #2 \rangle", 2)}
+
+
+@pytest.mark.parametrize(("text", "notebook"), [
+    (r"$x \in \R^d$, $\Rn$, $\Rest$", r"$x \in \mathbb{R}^d$, $\mathbb{R}^n$, $\Rest$"),
+    (r"$\norm{q-k}^2$ and $\norm{x}y$", r"$\lVert q-k \rVert^2$ and $\lVert x \rVert y$"),
+    (r"$\norm{\inner{a_{1}}{\kap b}}$", r"$\lVert \langle a_{1}, \kappa b \rangle \rVert$"),
+    (r"$\norm x$, $\norm\kap$", r"$\lVert x \rVert$, $\lVert \kappa \rVert$"),
+    (r"$\norm{\{x\}}$", r"$\lVert \{x\} \rVert$"),
+    (r"`\R` and ``\R ` \R`` are written for $\R$", r"`\R` and ``\R ` \R`` are written for $\mathbb{R}$"),
+    ("```python\n\\R\n```\n$\\R$", "```python\n\\R\n```\n$\\mathbb{R}$"),
+    ("```{prf:theorem}\n$\\R$\n```\n$\\R$\n```{prf:proof}\n\\R\n```",
+     "```{prf:theorem}\n$\\mathbb{R}$\n```\n$\\mathbb{R}$\n```{prf:proof}\n\\mathbb{R}\n```"),
+    ("````{exercise}\n```python\n\\R\n```\n$\\R$\n````", "````{exercise}\n```python\n\\R\n```\n$\\mathbb{R}$\n````"),
+    ("$$\n\\norm{\nx}\n$$", "$$\n\\lVert \nx \\rVert\n$$"),
+    (r"a row \\R of a table", r"a row \\R of a table"),
+])
+def test_macros_are_written_out_in_notebooks(text, notebook):
+    assert expanded(text, MACROS) == notebook

@@ -8,7 +8,8 @@ import check_links
 import check_pages
 import pytest
 
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+PIXEL = ("data:image/png;base64,"
+         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 PAGE = """\
 <!DOCTYPE html><html lang="en">
 <head><title>A page</title><meta name="viewport" content="width=device-width, initial-scale=1"></head>

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -67,16 +68,68 @@ def macros() -> dict[str, tuple[str, int]]:
     return {name: (entry, 0) if isinstance(entry, str) else (entry[0], entry[1]) for name, entry in entries.items()}
 
 
-def _macro_cell() -> NotebookNode:
-    r"""A hidden cell that defines the macros where a notebook is read outside the book.
+def expanded(markdown: str, table: dict[str, tuple[str, int]]) -> str:
+    r"""A text with the macros in it replaced by what they stand for, so that any reader of a notebook can show it.
 
-    ``\def`` is the one form that MathJax (JupyterLab, hosted notebooks) and KaTeX (editors) both let redefine.
+    Code, in fences or between backticks, is left as it is.
     """
-    arguments = {n: "".join(f"#{i + 1}" for i in range(n)) for n in range(10)}
-    lines = [rf"\def\{name}{arguments[n]}{{{tex}}}" for name, (tex, n) in macros().items()]
-    cell = nbformat.v4.new_markdown_cell("$$\n" + "\n".join(lines) + "\n$$")
-    cell.metadata = NotebookNode(jupyter={"source_hidden": True}, tags=["remove-cell", "macros"])
-    return cell
+    return "".join(part if is_code else _expanded(part, table) for is_code, part in _parts(markdown))
+
+
+_FENCE = re.compile(r"\s*(`{3,}|~{3,}|:{3,})\s*(.*)")
+_CODE_DIRECTIVES = ("{code", "{literalinclude", "{eval-rst")
+
+
+def _parts(markdown: str) -> Iterator[tuple[bool, str]]:
+    """A text cut where code in fences begins and ends; a directive's fences are no code, but what is in them may be."""
+    open_fences: list[tuple[str, bool]] = []            # the fences around the line, and whether they hold code
+    part, in_code = "", False
+    for line in markdown.splitlines(keepends=True):
+        fence = _FENCE.match(line)
+        if fence and open_fences and not fence[2] and fence[1].startswith(open_fences[-1][0]):
+            open_fences.pop()
+        elif fence and not in_code:
+            is_code = fence[1][0] != ":" and (not fence[2].startswith("{") or fence[2].startswith(_CODE_DIRECTIVES))
+            open_fences.append((fence[1], is_code))
+        if in_code != any(is_code for _, is_code in open_fences):
+            yield in_code, part
+            part, in_code = "", not in_code
+        part += line
+    yield in_code, part
+
+
+def _expanded(text: str, table: dict[str, tuple[str, int]]) -> str:
+    names = "|".join(sorted(table, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!`)(`+)(?!`)[^\n]*?(?<!`)\1(?!`)|(?<!\\)\\({names})(?![A-Za-z])")
+    done, position = [], 0
+    while found := pattern.search(text, position):
+        done.append(text[position:found.start()])
+        position = found.end()
+        if found[2] is None:                                     # code between backticks
+            done.append(found[0])
+            continue
+        definition, count = table[found[2]]
+        for number in range(1, count + 1):
+            argument, position = _argument(text, position)
+            definition = definition.replace(f"#{number}", _expanded(argument, table))
+        done.append(definition)
+        if re.search(r"\\[A-Za-z]+$", definition) and text[position:position + 1].isalpha():
+            done.append(" ")                                     # or the next letter would join the command's name
+    return "".join(done) + text[position:]
+
+
+def _argument(text: str, position: int) -> tuple[str, int]:
+    """The argument that begins at a position, without its braces, and where it ends."""
+    found = re.compile(r"\s*(\\[A-Za-z]+|\\.|[^{}\s])").match(text, position)
+    if found:
+        return found[1], found.end()
+    start = text.index("{", position)
+    depth = 0
+    for brace in re.compile(r"(?<!\\)[{}]").finditer(text, start):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return text[start + 1:brace.start()], brace.end()
+    raise ValueError(f"a brace is not closed: {text[start:start + 60]!r}")
 
 
 # ------------------------------------------------------------------------------------------------- notebooks
@@ -84,7 +137,10 @@ def _macro_cell() -> NotebookNode:
 def notebook_of(text: Path) -> NotebookNode:
     """The notebook that a chapter's text describes, before any cell has run."""
     nb = jupytext.reads(text.read_text("utf8"), fmt="md:myst")
-    nb.cells.insert(0, _macro_cell())
+    table = macros()
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = expanded(cell.source, table)
     nb.metadata = NotebookNode(kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"})
     nb.nbformat, nb.nbformat_minor = 4, 5
     seen: dict[str, int] = {}
