@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from .files import FileError, load_tensors, save_tensors, write_whole
 from .kernels import Kernel, from_config
 
-__all__ = ["Record", "provenance", "load", "table", "AttentionSample", "save_attention", "load_attention"]
+__all__ = ["Record", "provenance", "find", "load", "table", "AttentionSample", "save_attention", "load_attention"]
 
 SCHEMA = 1
 
@@ -85,6 +85,37 @@ class Record:
             If it cannot be written.
         """
         return write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+
+def find(name: str) -> Path:
+    """The file of that name among the results that the book reads.
+
+    They lie in the folder ``results`` of the project, and come with the installed package.
+
+    Parameters
+    ----------
+    name : str
+        Of the file, with its ending.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    FileError
+        If there is no such file; the message lists what there is.
+    """
+    folder = Path(__file__).resolve().parent.parent / "results"
+    here = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    if not here:
+        try:
+            here = {f.name: Path(f.locate()) for f in files("kernelbook") or () if "results" in f.parts[:-1]}
+        except PackageNotFoundError:
+            pass
+    if name not in here:
+        raise FileError(f"no result is called {name!r} (there are: {', '.join(sorted(here)) or 'none'})")
+    return here[name]
 
 
 def load(path: str | os.PathLike) -> Record:

@@ -8,7 +8,7 @@ import torch
 
 from kernelbook import kernels
 from kernelbook.files import FileError
-from kernelbook.results import AttentionSample, Record, load, load_attention, provenance, save_attention, table
+from kernelbook.results import AttentionSample, Record, find, load, load_attention, provenance, save_attention, table
 
 RECORD = Record(name="run", task="translation", preset="smoke", seed=1, kernel={"kernel": "taylor", "degree": 4},
                 metrics={"test_bleu": 12.5}, baselines={"copy_source": 0.5, "most_frequent_sentence": 0.7},
@@ -59,3 +59,10 @@ def test_attention_samples_come_back(tmp_path):
     (back,) = load_attention(save_attention(tmp_path / "a.safetensors", [sample]))
     assert torch.equal(back.queries, sample.queries) and torch.equal(back.keys, sample.keys)
     assert back.kernel == sample.kernel and back.source_tokens == sample.source_tokens
+
+
+def test_the_books_results_are_found_by_name_and_hold_no_path_of_the_machine():
+    record = find("translation-bible-rbf-quick-seed0.json")
+    assert load(record).name == record.stem and "/" not in load(record).provenance["command"]
+    with pytest.raises(FileError, match=f"no result is called 'nothing'.*{record.stem}"):
+        find("nothing")

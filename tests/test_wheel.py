@@ -16,8 +16,9 @@ from chapters import INSTALL_CELL, ROOT
 import kernelbook
 
 CHECK = """
-import kernelbook, kernelbook.attention, kernelbook.kernels
+import kernelbook, kernelbook.attention, kernelbook.kernels, kernelbook.results
 print("imported", kernelbook.__version__, "from", kernelbook.__file__)
+print("results", kernelbook.results.find("translation-bible-rbf-quick-seed0.json"))
 """
 
 
@@ -27,7 +28,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "kernelbook"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "kernelbook", "results"):
         (source / name).symlink_to(ROOT / name)
     run([sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder / "dist", source])
     (built,) = (folder / "dist").glob("*.whl")
@@ -69,9 +70,13 @@ def test_first_cell_installs_the_library(wheel, tmp_path):
     run([python, "-m", "IPython", "--no-banner", cell], **environment)
     found = run([python, check], **environment)
     assert f"imported {kernelbook.__version__} from {home}" in found
+    assert f"results {home}" in found           # what the chapters read comes along
 
 
-def test_wheel_holds_the_library_and_nothing_else(wheel):
+def test_wheel_holds_the_library_and_the_results_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "kernelbook/kernels.py" in names and "kernelbook/attention/__init__.py" in names
-    assert {name.split("/")[0] for name in names} == {"kernelbook", f"kernelbook-{kernelbook.__version__}.dist-info"}
+    release = f"kernelbook-{kernelbook.__version__}"
+    assert {name.split("/")[0] for name in names} == {"kernelbook", f"{release}.dist-info", f"{release}.data"}
+    data = {name for name in names if name.startswith(f"{release}.data")}
+    assert data == {f"{release}.data/data/share/kernelbook/results/{path.name}" for path in (ROOT / "results").iterdir()}
