@@ -50,6 +50,13 @@ def test_outputs_are_fit_to_be_read(text):
 
 
 @each_chapter
+def test_no_cell_escapes_the_comparison(text):
+    escapes = re.compile(r"nbval[-_](skip|ignore[-_]output)|skip-execution", re.IGNORECASE)
+    for cell in code_cells(text):
+        assert not escapes.search(" ".join(cell.metadata.get("tags", [])) + cell.source), cell.source
+
+
+@each_chapter
 def test_cells_are_short(text):
     for cell in code_cells(text):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source

@@ -275,8 +275,8 @@ def try_search(driver: webdriver.Chrome, site: Path, word: str) -> list[str]:
 
 def main() -> int:
     site = Path(sys.argv[1] if len(sys.argv) > 1 else "_build/html").resolve()
-    chosen = [site / name for name in sys.argv[2:]] or [p for p in pages(site) if p.parent != site or
-                                                        p.name in ("genindex.html", "search.html")]
+    forward = site / "index.html"       # sends the reader to the first page, and shows nothing itself
+    chosen = [site / name for name in sys.argv[2:]] or [page for page in pages(site) if page != forward]
     if not chosen:
         print(f"no page in {site}; run: make book")
         return 1
