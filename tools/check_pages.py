@@ -12,6 +12,7 @@ Screenshots of every page go to ``_build/shots``: on a desktop, light and dark, 
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -31,7 +32,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-TALLEST = 12000                 # of a screenshot, in pixels
+TALLEST = 8000                  # screenshot, in pixels
 SECONDS = 20                    # that a page may take until its mathematics is set
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--mute-audio",
@@ -159,7 +160,7 @@ def check_page(driver: webdriver.Chrome, page: Path, picture: Path | None) -> li
     if picture:
         for theme in ("dark", "light"):
             driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
-            photograph(driver, picture.with_name(f"{picture.name}.{theme}.png"), DESKTOP)
+            photograph(driver, picture.with_name(f"{picture.name}.{theme}.png"))
         for attempt in (try_keyboard, try_sliders, try_solutions):
             problems += attempt(driver)
     resize(driver, *PHONE)
@@ -170,16 +171,18 @@ def check_page(driver: webdriver.Chrome, page: Path, picture: Path | None) -> li
     if seen["overflow"] > 0:
         problems.append(f"{seen['overflow']} pixels wider than a phone: {seen['wide']}")
     if picture:
-        photograph(driver, picture.with_name(f"{picture.name}.phone.png"), PHONE)
+        photograph(driver, picture.with_name(f"{picture.name}.phone.png"))
     return problems + traffic(driver)
 
 
-def photograph(driver: webdriver.Chrome, file: Path, size: tuple[int, int]) -> None:
-    """Store a picture of the whole page."""
-    height = driver.execute_script("return document.documentElement.scrollHeight")
-    resize(driver, size[0], max(size[1], min(height, TALLEST)))
-    driver.save_screenshot(str(file))
-    resize(driver, *size)
+def photograph(driver: webdriver.Chrome, file: Path) -> None:
+    """Store a picture of the whole page, in several files if it is long."""
+    width, height = driver.execute_script("const e = document.documentElement; return [e.clientWidth, e.scrollHeight]")
+    for number, top in enumerate(range(0, height, TALLEST), start=1):
+        part = file if height <= TALLEST else file.with_suffix(f".{number}.png")
+        clip = {"x": 0, "y": top, "width": width, "height": min(TALLEST, height - top), "scale": 1}
+        picture = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        part.write_bytes(base64.b64decode(picture["data"]))
 
 
 # ------------------------------------------------------------------------------------------------- what a reader does

@@ -26,7 +26,7 @@ class CommandLine(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module = importlib.import_module(self.arguments[0])
         self.env.note_dependency(module.__file__)
-        runner = CliRunner(env={"COLUMNS": "80"})
+        runner = CliRunner(env={"COLUMNS": "78"})
 
         def text(path: list[str]) -> nodes.literal_block:
             output = runner.invoke(module.app, [*path, "--help"], prog_name=PROGRAM).output.strip()
@@ -35,8 +35,7 @@ class CommandLine(SphinxDirective):
         found: list[nodes.Node] = [text([])]
         for path in _commands(typer.main.get_command(module.app)):
             name = " ".join([PROGRAM, *path])
-            title = nodes.title("", "", nodes.literal("", name))
-            section = nodes.section("", title, text(path), ids=[nodes.make_id(name)])
+            section = nodes.section("", nodes.title("", name), text(path), ids=[nodes.make_id(name)])
             self.state.document.note_explicit_target(section)
             found.append(section)
         return found
