@@ -3,7 +3,8 @@
     python tools/keep_run.py runs/translation-bible-rbf-quick-seed0
 
 writes ``results/NAME.json`` and, with ``--attention``, ``results/NAME.attention.safetensors``.  The pairs are not
-picked by hand: they are the first of the test split with 5 to 9 words on each side.
+picked by hand: they are the first of the test split with 5 to 9 words on each side, none with the same target as one
+before it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def main() -> None:
     model, metadata = load_model(args.run)
     tokenizer = data.Tokenizer.from_json(metadata["tokenizer"])
     corpus = data.load_translation(record.data["corpus"], data_dir=args.data_dir)
-    pairs = [p for p in corpus.test if len(p.source.split()) in WORDS and len(p.target.split()) in WORDS][:PAIRS]
+    fitting = [p for p in corpus.test if len(p.source.split()) in WORDS and len(p.target.split()) in WORDS]
+    pairs = list({p.target: p for p in reversed(fitting)}.values())[::-1][:PAIRS]       # the first of equal targets
     if len(pairs) < PAIRS:
         sys.exit(f"the test split of {corpus.name} has only {len(pairs)} pairs of 5 to 9 words, {PAIRS} are wanted")
     samples = [attention_sample(model, tokenizer, p.source, p.target, record=record.name) for p in pairs]
