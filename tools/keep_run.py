@@ -35,7 +35,10 @@ def main() -> None:
     tokenizer = data.Tokenizer.from_json(metadata["tokenizer"])
     corpus = data.load_translation(record.data["corpus"], data_dir=args.data_dir)
     fitting = [p for p in corpus.test if len(p.source.split()) in WORDS and len(p.target.split()) in WORDS]
-    pairs = list({p.target: p for p in reversed(fitting)}.values())[::-1][:PAIRS]       # the first of equal targets
+    first: dict[str, data.Pair] = {}
+    for pair in fitting:
+        first.setdefault(pair.target, pair)
+    pairs = list(first.values())[:PAIRS]
     if len(pairs) < PAIRS:
         sys.exit(f"the test split of {corpus.name} has only {len(pairs)} pairs of 5 to 9 words, {PAIRS} are wanted")
     samples = [attention_sample(model, tokenizer, p.source, p.target, record=record.name) for p in pairs]
