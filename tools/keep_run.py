@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the corpus, if it is not package data")
     args = parser.parse_args()
     record = results.load(args.run / "record.json")
+    if record.data["origin"] == "directory":        # a corpus of the reader's own: its sentences are not ours to pass on
+        record = replace(record, samples=[])
     print(record.save(ROOT / "results" / f"{record.name}.json").relative_to(ROOT))
     if not args.attention:
         return
