@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of the corpus, if it is not package data")
     args = parser.parse_args()
     record = results.load(args.run / "record.json")
-    if record.data["origin"] == "directory":        # a corpus of the reader's own: its sentences are not ours to pass on
+    if record.data["origin"] == "directory":     # a reader's own corpus: its sentences are not ours to give
         record = replace(record, samples=[])
     print(record.save(ROOT / "results" / f"{record.name}.json").relative_to(ROOT))
     if not args.attention:
