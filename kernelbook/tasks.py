@@ -65,7 +65,7 @@ TRANSLATION_PRESETS = {
         Settings(steps=1000, batch_tokens=1024, learning_rate=3e-3), vocabulary=4000,
         model={"width": 128, "heads": 4, "layers": 2, "feedforward": 512}, max_words={"bible": 16}),
     "laptop": TranslationPreset(
-        Settings(steps=2000, batch_tokens=1536, learning_rate=2e-3), vocabulary=6000,
+        Settings(steps=1800, batch_tokens=1536, learning_rate=2e-3), vocabulary=6000,
         model={"width": 192, "heads": 6, "layers": 3, "feedforward": 768}, max_words={"bible": 24}),
     "gpu": TranslationPreset(
         Settings(steps=20000, batch_tokens=8192, learning_rate=7e-4), vocabulary=10000,
