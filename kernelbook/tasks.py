@@ -7,6 +7,7 @@ Each task has presets of the same names: ``smoke`` (seconds, for tests), ``quick
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +26,7 @@ from .files import FileError
 from .kernels import Kernel, get
 from .models import Transformer, TransformerConfig
 from .results import Record, provenance
-from .training import Settings, fit, save_model
+from .training import Interrupted, Settings, fit, save_model
 
 __all__ = ["TranslationPreset", "TRANSLATION_PRESETS", "Translation", "train_translation"]
 
@@ -181,7 +182,7 @@ def train_translation(
     Raises
     ------
     ValueError
-        If the preset is unknown, or the kernel and normaliser do not go together.
+        If the preset is unknown, the kernel and normaliser do not go together, or this machine has no such accelerator.
     FileError
         If ``out`` holds another run, or cannot be written.
     DataError
@@ -195,8 +196,11 @@ def train_translation(
     kernel = get(kernel)
     check_normaliser(kernel, normaliser)
     size = TRANSLATION_PRESETS[preset]
-    settings = replace(size.settings, seed=seed, **({"steps": steps} if steps else {}))
-    fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    settings = replace(size.settings, seed=seed, **({} if steps is None else {"steps": steps}))
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+    except (RuntimeError, ImportError) as error:
+        raise ValueError(f"accelerator {accelerator!r} with precision {precision!r} cannot be had: {error}") from None
     origin = provenance(fabric.device)
     report({"phase": "data"})
     whole = load_translation(corpus, data_dir=data_dir)
@@ -217,9 +221,8 @@ def train_translation(
                       "out": str(out)}})
 
     report({"phase": "training"})
-    history = fit(model, task, settings, fabric=fabric, state_path=state_path, resume=resume, report=report)
-
-    report({"phase": "evaluation"})
+    about = {"kernel": kernel.to_config(), "normaliser": normaliser, "model": size.model, "data": pairs.fingerprint,
+             "precision": precision}
     references = [p.target for p in pairs.test]
     done = 0
 
@@ -228,7 +231,15 @@ def train_translation(
         done += n
         report({"translated": done, "of": len(references)})
 
-    hypotheses = evaluation.translate(model, tokenizer, [p.source for p in pairs.test], progress=translated)
+    try:
+        history = fit(model, task, settings, fabric=fabric, state_path=state_path, resume=resume, about=about,
+                      report=report)
+        report({"phase": "evaluation"})
+        hypotheses = evaluation.translate(model, tokenizer, [p.source for p in pairs.test], progress=translated)
+    except KeyboardInterrupt:
+        if not state_path.exists():
+            raise
+        raise Interrupted(f"stopped at once; what was saved last is in {state_path}") from None
     score = evaluation.bleu(hypotheses, references)
     record = Record(
         name=name, task="translation", preset=preset, seed=seed, kernel=kernel.to_config(),
@@ -252,6 +263,10 @@ def train_translation(
 
 
 def _check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    there = next(p for p in (out, *out.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise FileError(f"{out} cannot be the folder of a run: {there} is "
+                        f"{'read-only' if there.is_dir() else 'not a folder'}; choose another with --out")
     finished, state = (out / "record.json").exists(), (out / "state.safetensors").exists()
     if resume:
         if not state:

@@ -9,6 +9,7 @@ have had.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import signal
 import threading
@@ -123,6 +124,7 @@ def fit(
     fabric: Fabric,
     state_path: Path,
     resume: bool = False,
+    about: dict[str, Any] | None = None,
     report: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> list[dict[str, float]]:
     """Train a model; save the state after every epoch, and when interrupted.
@@ -141,6 +143,9 @@ def fit(
         Of the file from which to resume.
     resume : bool
         Whether to go on from that file.
+    about : dict, optional
+        Plain values that, beside the settings, make the run what it is (its kernel, its data): a state is resumed only
+        by the run that agrees with it in all of them.
     report : callable
         Gets a dictionary a step (``step``, ``total``, ``epoch``, ``loss``, ``tokens``) and one an epoch (``history``).
 
@@ -161,13 +166,14 @@ def fit(
     torch.manual_seed(settings.seed + 1)        # dropout; the model's own draw was made by whoever built it
     optimiser = torch.optim.AdamW(_groups(model, settings), lr=settings.learning_rate, betas=(0.9, 0.98))
     setup_model, optimiser = fabric.setup(model, optimiser)
+    identity = (about or {}) | dataclasses.asdict(settings)
     at = _Position()
     if resume:
-        at = _load_state(state_path, model, optimiser, settings)
+        at = _load_state(state_path, model, optimiser, identity)
         fabric.to_device(model)
 
     def save() -> None:
-        _save_state(state_path, model, optimiser, settings, at)
+        _save_state(state_path, model, optimiser, identity, at)
 
     with _stop_signals() as stop:
         while at.step < settings.steps:
@@ -190,9 +196,8 @@ def fit(
                 at.epoch, at.batch, at.loss_sum, at.count = at.epoch + 1, 0, 0.0, 0
                 report({"history": at.history[-1]})
             save()
-            if stop.is_set() and at.step < settings.steps:
-                raise Interrupted(f"stopped in epoch {at.epoch + 1}, after step {at.step} of {settings.steps}; "
-                                  f"the state is in {state_path}")
+            if stop.is_set():       # after the last step too: what comes then may take long
+                raise Interrupted(f"stopped after step {at.step} of {settings.steps}; the state is in {state_path}")
     return at.history
 
 
@@ -256,20 +261,20 @@ class _Position:
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
-def _save_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings, at: _Position) -> None:
+def _save_state(path: Path, model: nn.Module, optimiser: Any, identity: dict[str, Any], at: _Position) -> None:
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for i, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{key}": t for key, t in state.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    save_tensors(path, tensors, {"kind": "state", "settings": dataclasses.asdict(settings),
+    save_tensors(path, tensors, {"kind": "state", "settings": identity,
                                  "position": dataclasses.asdict(at)})
 
 
-def _load_state(path: Path, model: nn.Module, optimiser: Any, settings: Settings) -> _Position:
+def _load_state(path: Path, model: nn.Module, optimiser: Any, identity: dict[str, Any]) -> _Position:
     tensors, metadata = load_tensors(path)
-    asked = dataclasses.asdict(settings)
+    asked = json.loads(json.dumps(identity))        # as it is stored: a tuple is a list there
     if metadata.get("kind") != "state" or metadata.get("settings") != asked:
         there = metadata.get("settings") or {}
         other = {k: (there.get(k), v) for k, v in asked.items() if there.get(k) != v}

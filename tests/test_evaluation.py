@@ -1,5 +1,8 @@
 """Evaluation: BLEU is sacrebleu's, trivial systems are computed, translations keep their order."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import sacrebleu
 import torch
@@ -46,6 +49,35 @@ def test_trivial_systems_copy_and_repeat():
     found = baselines(PAIRS, [Pair("x", "Yes."), Pair("The tree.", "The tree.")])
     assert found == {"copy_source": bleu(["x", "The tree."], ["Yes.", "The tree."]).score,
                      "most_frequent_sentence": bleu(["Yes.", "Yes."], ["Yes.", "The tree."]).score}
+
+
+def test_losses_are_those_of_a_plain_loop_over_tokens(translator):
+    model, tokenizer = translator
+    many = [*PAIRS, *[Pair("Ach ja, sehr gern! " * 9, "The man in the garden. " * 9)] * 99]     # of uneven batches
+    task = Translation(replace(CORPUS, valid=many), tokenizer, Settings(label_smoothing=0.2))
+    plain, smooth, counts = [], [], []
+    for pair in many[:6]:
+        target = torch.tensor([tokenizer.bos_id, *tokenizer.encode(pair.target), tokenizer.eos_id])
+        source = torch.tensor([[*tokenizer.encode(pair.source), tokenizer.eos_id]])
+        with torch.no_grad():
+            scores = model(source, target[None, :-1])[0].log_softmax(-1)
+        right = scores[torch.arange(len(target) - 1), target[1:]]
+        plain, counts = [*plain, -right.sum().item()], [*counts, len(target) - 1]
+        smooth.append(-(0.8 * right + 0.2 * scores.mean(-1)).sum().item())
+    loss, count = task.loss(model, [0, 1, 2, 3, 4], torch.device("cpu"))
+    assert count == sum(counts[:5]) and loss.item() == pytest.approx(sum(smooth[:5]) / count, rel=1e-5)
+    with torch.no_grad():
+        found = task.validate(model, torch.device("cpu"))
+    expected = (sum(plain[:5]) + 99 * plain[5]) / (sum(counts[:5]) + 99 * counts[5])
+    assert found["valid_loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["valid_perplexity"] == pytest.approx(math.exp(min(expected, 50)), rel=1e-4)
+
+
+def test_batches_follow_from_seed_and_epoch(translator):
+    def batches(epoch, seed=0):
+        return Translation(replace(CORPUS, train=PAIRS * 9), translator[1], Settings(seed=seed)).batches(epoch)
+
+    assert batches(0) == batches(0) and batches(0) != batches(1) and batches(0) != batches(0, seed=1)
 
 
 def test_translations_come_in_the_order_asked_whatever_the_batches(translator):

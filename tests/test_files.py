@@ -33,6 +33,11 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_others_may_read_it_as_any_file_made_here(tmp_path):
+    (tmp_path / "any").touch()
+    assert write_whole(tmp_path / "a.txt", "x").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_tensors_come_back_as_they_were(tmp_path):
     tensors = {"a": torch.randn(2, 3).t(), "b": torch.tensor(3), "c": torch.arange(4, dtype=torch.uint8)}
     path = save_tensors(tmp_path / "sub" / "x.safetensors", tensors, {"text": "ß", "nested": {"n": [1, None]}})

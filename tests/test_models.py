@@ -1,5 +1,7 @@
 """The Transformer: what it may see, what it must not depend on, and greedy decoding."""
 
+import math
+
 import pytest
 import torch
 
@@ -34,10 +36,43 @@ def test_a_target_token_changes_no_earlier_score(kernel):
 
 @pytest.mark.parametrize("architecture", ["encoder-decoder", "classifier"])
 def test_padding_of_the_source_changes_nothing(architecture):
-    model, source = make(architecture), tokens(2, 5)
-    padded = torch.cat((source, torch.zeros(2, 3, dtype=torch.long)), 1)
+    model, source = make(architecture, pad_id=2), tokens(2, 5)
+    padded = torch.cat((source, torch.full((2, 3), 2)), 1)
     more = (tokens(2, 4, seed=1),) if architecture == "encoder-decoder" else ()
     assert torch.allclose(model(source, *more), model(padded, *more), atol=1e-12)
+
+
+def test_it_is_the_formula():
+    model, source, target = make(kernel="rbf", layers=1), tokens(1, 5), tokens(1, 4, seed=1)
+    with torch.no_grad():
+        for p in model.parameters():        # gains and biases too, which begin as 1 and 0
+            p.add_(torch.randn(p.shape, dtype=p.dtype) / 4)
+    table, encoder, decoder = model.embedding.weight, model.encoder[0], model.decoder[0]
+    positions = torch.tensor([[f(p / 10000 ** (2 * i / 16)) for i in range(8) for f in (math.sin, math.cos)]
+                              for p in range(5)], dtype=torch.float64)
+
+    def attend(module, x, y, causal=False):
+        return module(x, y, y, is_causal=causal, need_weights=False)[0]
+
+    x = 4 * table[source] + positions
+    y = encoder.self_norm(x)
+    x = x + attend(encoder.self_attention, y, y)
+    x = model.encoder_norm(x + encoder.feedforward(encoder.feedforward_norm(x)))
+    z = 4 * table[target] + positions[:4]
+    y = decoder.self_norm(z)
+    z = z + attend(decoder.self_attention, y, y, causal=True)
+    z = z + attend(decoder.cross_attention, decoder.cross_norm(z), x)
+    z = model.decoder_norm(z + decoder.feedforward(decoder.feedforward_norm(z)))
+    assert torch.allclose(model(source, target), z @ table.T, atol=1e-10)
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"dropout": 0.0, "attention_dropout": 0.5}])
+def test_sublayers_and_attention_drop_out_in_training_only(rates):
+    model, source, target = make(**rates), tokens(1, 5), tokens(1, 4, seed=1)
+    model.dropout = torch.nn.Identity()     # that of the embeddings
+    assert torch.equal(model(source, target), model(source, target))
+    model.train()
+    assert not torch.allclose(model(source, target), model(source, target))
 
 
 def test_each_architecture_scores_what_it_should():
@@ -84,7 +119,8 @@ def test_misuse_is_named():
 
 def test_greedy_is_the_stepwise_argmax_of_the_full_pass():
     model, source = make(), tokens(3, 5)
-    found = greedy(model, source, bos_id=BOS, eos_id=EOS, max_length=7)
+    found = greedy(model.train(), source, bos_id=BOS, eos_id=EOS, max_length=7)
+    assert model.training and model.eval()
     for row, ids in zip(source, found, strict=True):
         expected = [BOS]
         while len(expected) < 8 and expected[-1] != EOS:

@@ -57,7 +57,34 @@ def test_it_learns_and_stops_at_the_last_step(tmp_path):
     assert history[-1]["valid_loss"] < 0.7 * history[0]["valid_loss"]
 
 
-@pytest.mark.parametrize("at", [1, 5, 8, 12])
+def test_it_is_the_plain_loop(tmp_path):
+    class Uneven(Line):
+        def batches(self, epoch):
+            order = sum(super().batches(epoch), [])
+            return [order[i:i + 6] for i in range(0, 20, 6)]
+
+    settings, task = replace(SETTINGS, weight_decay=0.5, clip=0.5), Uneven()
+    model, history = run(tmp_path / "s", settings, task)
+    plain, step = line_model(), 0
+    torch.manual_seed(settings.seed + 1)
+    optimiser = torch.optim.AdamW([{"params": [plain[0].weight, plain[2].weight], "weight_decay": 0.5},
+                                   {"params": [plain[0].bias, plain[2].bias], "weight_decay": 0.0}], betas=(0.9, 0.98))
+    for epoch in range(4):
+        losses = []
+        for indices in task.batches(epoch)[:13 - step]:
+            optimiser.param_groups[0]["lr"] = optimiser.param_groups[1]["lr"] = learning_rate(step, settings)
+            optimiser.zero_grad()
+            loss, count = task.loss(plain.train(), indices, "cpu")
+            loss.backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            optimiser.step()
+            step, losses = step + 1, losses + [loss.item()] * count
+        assert history[epoch]["train_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-6)
+        assert history[epoch]["valid_loss"] == pytest.approx(task.validate(plain.eval(), "cpu")["valid_loss"], abs=1e-6)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("at", [1, 5, 8, 12, 13])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_stopped_and_resumed_ends_with_the_same_weights(tmp_path, at, number):
     whole, expected = run(tmp_path / "whole")
@@ -66,11 +93,24 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(tmp_path, at, numb
         if event.get("step") == at:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match=f"step {at} of 13|after epoch"):
+    with pytest.raises(Interrupted, match=f"after step {at} of 13"):
         run(tmp_path / "s", report=stop)
     torch.manual_seed(99)                       # whatever the next process begins with
     resumed, history = run(tmp_path / "s", resume=True)
     assert same(whole, resumed) and history == expected
+
+
+def test_a_second_ctrl_c_stops_at_once_and_afterwards_signals_are_as_before(tmp_path):
+    before, steps = signal.getsignal(signal.SIGINT), []
+
+    def stop(event):
+        steps.append(event["step"])
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "s", report=stop)
+    assert steps == [1] and not (tmp_path / "s").exists() and signal.getsignal(signal.SIGINT) is before
 
 
 def test_another_seed_is_another_run(tmp_path):
@@ -78,9 +118,12 @@ def test_another_seed_is_another_run(tmp_path):
 
 
 def test_the_state_of_another_run_is_refused(tmp_path):
-    run(tmp_path / "s")
+    run(tmp_path / "s", about={"kernel": {"bounds": (0, 1)}})
     with pytest.raises(FileError, match="another run.*learning_rate"):
-        run(tmp_path / "s", replace(SETTINGS, learning_rate=0.1), resume=True)
+        run(tmp_path / "s", replace(SETTINGS, learning_rate=0.1), about={"kernel": {"bounds": (0, 1)}}, resume=True)
+    with pytest.raises(FileError, match="another run.*kernel"):
+        run(tmp_path / "s", about={"kernel": {"bounds": (0, 2)}}, resume=True)
+    run(tmp_path / "s", about={"kernel": {"bounds": (0, 1)}}, resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
