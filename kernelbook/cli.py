@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -114,10 +115,11 @@ def train_translation(
         except Interrupted as stop:
             progress.close()
             words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
-            _fail(f"{stop}\ngo on with: kernelbook {' '.join(words)} --resume", 130)
+            _fail(f"{stop}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
     _show(record)
-    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}", highlight=False)
-    out.print(f'try     kernelbook translate {where} "Ein Satz."', highlight=False, markup=False)
+    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}\n"
+              f'try     kernelbook translate {shlex.quote(str(where))} "Ein Satz."',
+              highlight=False, markup=False, soft_wrap=True)
 
 
 class _Progress:
@@ -179,7 +181,7 @@ def _show(record: Record) -> None:
     for name, value in record.baselines.items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     out.print(table)
-    out.print(record.signature, highlight=False)
+    out.print(record.signature, highlight=False, soft_wrap=True)
     p = record.provenance
     out.print(f"seed {record.seed}, {p['device']}, {p['threads']} threads, {p['wall_time_s']:.0f} s", highlight=False)
     for sample in record.samples:
@@ -213,7 +215,9 @@ def translate(
     if sentences is None:
         if sys.stdin.isatty():
             err.print("type German sentences, one a line; Ctrl-D ends", style="dim")
-        sentences = sys.stdin.read().splitlines()
+        # Bytes, because a str has more ends of line than \n, and a line must stay one line.
+        sentences = [line.decode(errors="surrogateescape") for line in sys.stdin.buffer]
+    sentences = [s.encode(errors="surrogateescape").decode(errors="replace") for s in sentences]    # not UTF-8: U+FFFD
     for text in run(model, tokenizer, sentences):
         print(text)
 
@@ -249,7 +253,7 @@ def evaluate(
         found = evaluation.translate(model, tokenizer, [p.source for p in pairs], progress=translated)
     score = evaluation.bleu(found, [p.target for p in pairs])
     out.print(f"{len(pairs):,} pairs of {corpus.name}, {split}", highlight=False)
-    out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False)
+    out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False, soft_wrap=True)
     for name, value in evaluation.baselines(corpus.train, pairs).items():
         out.print(f"     {value:.2f}  {name.replace('_', ' ')}", highlight=False)
 
@@ -267,6 +271,7 @@ def results_list(folder: Annotated[Path, typer.Argument(help="Where the records 
     rows = table(load(p) for p in paths)
     shown = Table("run", "kernel", "BLEU", "best trivial", "parameters", "device", "seconds", box=None,
                   pad_edge=False)
+    shown.columns[0].overflow = "fold"      # of a name no part is left out, however narrow the terminal
     for row in rows:
         shown.add_row(row["name"], row["kernel"], *("" if row[c] is None else f"{row[c]:.2f}"
                                                     for c in ("metric", "baseline")),

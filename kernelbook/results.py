@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -162,8 +163,8 @@ def provenance(device: torch.device | str = "cpu", *, command: str | None = None
     device = torch.device(device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     if command is None:
-        command = " ".join(["kernelbook" if Path(sys.argv[0]).stem in ("kernelbook", "__main__")
-                            else Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join(["kernelbook" if Path(sys.argv[0]).stem in ("kernelbook", "__main__")
+                              else Path(sys.argv[0]).name, *sys.argv[1:]])
     return {"device": gpu or device.type, "cpu": platform.machine(), "cpu_count": os.cpu_count(),
             "threads": torch.get_num_threads(), "platform": platform.system(),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": _commit(), "command": command,

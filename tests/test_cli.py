@@ -1,6 +1,7 @@
 """The command line, end to end, on a corpus of a few hundred sentences made here."""
 
 import gzip
+import io
 import itertools
 import json
 import os
@@ -87,6 +88,19 @@ def test_a_record_has_all_it_takes_to_trust_it(kernelbook, corpus):
     assert record["data"]["fingerprint"] and record["data"]["train"] > 100
 
 
+def test_ctrl_c_in_the_evaluation_keeps_the_training(kernelbook, corpus, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kernelbook.evaluation.translate", stop)
+        code, _, said = kernelbook(*train(corpus, "--out", "my run"))
+    assert code == 130 and "--out 'my run' --resume" in said and os.listdir("my run") == ["state.safetensors"]
+    code, _, said = kernelbook(*train(corpus, "--out", "my run", "--resume", "--kernel", "rbf"))
+    assert code == 1 and "another run" in said and "kernel" in said
+    assert kernelbook(*train(corpus, "--out", "my run", "--resume"))[0] == 0
+
+
 def test_ctrl_c_keeps_what_was_done_and_resume_goes_on(kernelbook, corpus, monkeypatch):
     kernelbook(*train(corpus, "--out", "whole"))
     fit = tasks.fit
@@ -118,6 +132,8 @@ def test_ctrl_c_keeps_what_was_done_and_resume_goes_on(kernelbook, corpus, monke
     (["--preset", "fast"], ["no preset", "quick"]),
     (["--resume"], ["nothing to resume", "holds no interrupted run"]),
     (["--accelerator", "abacus"], ["abacus"]),
+    (["--accelerator", "tpu"], ["accelerator 'tpu'", "cannot be had"]),
+    (["--out", "/dev/null/run"], ["/dev/null is not a folder"]),
 ])
 def test_a_mistake_is_told_in_words(kernelbook, corpus, args, words):
     code, _, said = kernelbook(*train(corpus, *args))
@@ -153,6 +169,15 @@ def test_data_commands_say_what_there_is(kernelbook, tmp_path):
     assert kernelbook("data", "clear") == (0, "freed 0 B\n", "")
     code, _, said = kernelbook("data", "fetch", "bibel")
     assert code == 1 and "bible" in said and "multi30k" in said
+
+
+def test_each_line_of_the_input_is_one_line_of_the_output(kernelbook, corpus, monkeypatch):
+    kernelbook(*train(corpus, "--steps", 1, "--out", "a"))
+    lines = ["Der Hund\u2028sieht.".encode(), b"", "Größe 😀".encode(), "Größe".encode("latin1"), b"Ja."]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(lines))))
+    code, said, _ = kernelbook("translate", "a")
+    assert code == 0 and said.count("\n") == 5 and said.split("\n")[1] == ""
+    assert kernelbook("translate", "a", os.fsdecode(b"Gr\xf6\xdfe"))[0] == 0
 
 
 def test_what_is_not_a_model_is_refused(kernelbook, tmp_path):
