@@ -236,16 +236,16 @@ def train_translation(
                       report=report)
         report({"phase": "evaluation"})
         hypotheses = evaluation.translate(model, tokenizer, [p.source for p in pairs.test], progress=translated)
+        score, trivial = evaluation.bleu(hypotheses, references), evaluation.baselines(pairs.train, pairs.test)
     except KeyboardInterrupt:
         if not state_path.exists():
             raise
         raise Interrupted(f"stopped at once; what was saved last is in {state_path}") from None
-    score = evaluation.bleu(hypotheses, references)
     record = Record(
         name=name, task="translation", preset=preset, seed=seed, kernel=kernel.to_config(),
         metrics={"test_bleu": score.score, "valid_perplexity": history[-1]["valid_perplexity"],
                  "valid_loss": history[-1]["valid_loss"]},
-        baselines=evaluation.baselines(pairs.train, pairs.test), signature=score.signature,
+        baselines=trivial, signature=score.signature,
         data={"name": pairs.name, "corpus": whole.name, "origin": pairs.origin, "fingerprint": pairs.fingerprint,
               "licence": pairs.licence, "direction": f"{pairs.source_language}-{pairs.target_language}",
               "train": len(pairs.train), "valid": len(pairs.valid), "test": len(pairs.test)},
