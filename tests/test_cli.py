@@ -86,6 +86,7 @@ def test_a_record_has_all_it_takes_to_trust_it(kernelbook, corpus):
     assert p["device"] == "cpu" and p["wall_time_s"] > 0 and p["versions"]["torch"] and "commit" in p
     assert p["command"].startswith("kernelbook train translation --preset smoke")
     assert record["data"]["fingerprint"] and record["data"]["train"] > 100
+    assert record["metrics"]["valid_perplexity"] == record["history"][-1]["valid_perplexity"]
 
 
 def test_ctrl_c_in_the_evaluation_keeps_the_training(kernelbook, corpus, monkeypatch):

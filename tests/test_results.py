@@ -1,12 +1,13 @@
 """Records: what is stored is what comes back, and nothing else passes for one."""
 
 import json
+import subprocess
 from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from kernelbook import kernels
+from kernelbook import kernels, results
 from kernelbook.files import FileError
 from kernelbook.results import AttentionSample, Record, find, load, load_attention, provenance, save_attention, table
 
@@ -25,6 +26,20 @@ def test_provenance_says_where_and_with_what():
     p = RECORD.provenance
     assert p["device"] == "cpu" and p["threads"] >= 1 and p["command"] == "kernelbook train"
     assert p["versions"]["torch"].startswith(torch.__version__.split("+")[0]) and p["versions"]["sacrebleu"]
+
+
+def test_the_commit_is_marked_where_the_source_was_changed_since(tmp_path, monkeypatch):
+    source = tmp_path / "kernelbook" / "results.py"
+    source.parent.mkdir()
+    source.write_text("as committed")
+    monkeypatch.setattr(results, "__file__", str(source))
+    assert provenance()["commit"] is None           # an installed package
+    for args in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "a"]):
+        subprocess.run(["git", "-C", tmp_path, *args], check=True)
+    (tmp_path / "notes").write_text("not source")
+    commit = provenance()["commit"]
+    source.write_text("changed")
+    assert len(commit) == 40 and provenance()["commit"] == commit + "+"
 
 
 @pytest.mark.parametrize("damage", [
