@@ -156,8 +156,9 @@ def attention_sample(
     was_training = model.training
     model.eval()
     try:
-        s = torch.tensor([[*tokenizer.encode(source), tokenizer.eos_id]])
-        t = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(target)]])
+        device = next(model.parameters()).device
+        s = torch.tensor([[*tokenizer.encode(source), tokenizer.eos_id]], device=device)
+        t = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(target)]], device=device)
         heads = model.record_heads(lambda: model(s, t))
     finally:
         model.train(was_training)

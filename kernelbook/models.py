@@ -78,9 +78,9 @@ class TransformerConfig:
         if (self.architecture == "classifier") != (self.classes is not None):
             raise ValueError("classes must be given for the classifier, and for it only; "
                              f"got classes={self.classes} for {self.architecture!r}")
-        for name in ("vocabulary", "width", "heads", "layers", "feedforward"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("vocabulary", "classes", "width", "heads", "layers", "feedforward"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.width % self.heads or self.width % 2:
             raise ValueError(f"width must be even and a multiple of heads, but width is {self.width} "
                              f"and heads is {self.heads}")
@@ -269,7 +269,9 @@ class Transformer(nn.Module):
         Raises
         ------
         ValueError
-            If ``target`` is missing or out of place, or a token is unknown.
+            If ``target`` is missing or out of place, or an argument is not a matrix of tokens.
+        IndexError
+            If a token is not in the vocabulary.
         """
         if (target is not None) != (self.config.architecture == "encoder-decoder"):
             raise ValueError("an encoder-decoder takes source and target, the other architectures one sequence; "

@@ -192,6 +192,10 @@ def fit(
                 with torch.no_grad():
                     found = {"epoch": at.epoch + 1, "step": at.step, "train_loss": at.loss_sum / at.count}
                     found |= task.validate(setup_model, fabric.device)
+                if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
+                    # Its gradient was not finite though its loss was: the weights are lost, the last state is not.
+                    raise FloatingPointError(f"{', '.join(wrong)} not finite after step {at.step} of "
+                                             f"{settings.steps}; lower the learning rate")
                 at.history.append({key: round(value, 6) for key, value in found.items()})
                 at.epoch, at.batch, at.loss_sum, at.count = at.epoch + 1, 0, 0.0, 0
                 report({"history": at.history[-1]})
@@ -361,6 +365,11 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> tuple
     if metadata.get("kind") != "model":
         raise FileError(f"{path} is not a finished model (kind: {metadata.get('kind')!r}); "
                         "name the model.safetensors of a run, or its folder")
-    model = Transformer(TransformerConfig.from_dict(metadata["config"]))
+    try:
+        config = TransformerConfig.from_dict(metadata["config"])
+    except (KeyError, TypeError) as error:
+        raise FileError(f"the configuration in {path} cannot be read ({error!r}); make the model anew, or with the "
+                        "version of kernelbook that wrote it") from error
+    model = Transformer(config)
     _load_weights(model, tensors, path)
     return model.to(device).eval(), metadata

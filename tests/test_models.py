@@ -102,6 +102,7 @@ def test_configuration_survives_being_stored():
     ({"kernel": "linear"}, "signed"),
     ({"classes": 4}, "classifier"),
     ({"pad_id": 40}, "0 to 39"),
+    ({"architecture": "classifier", "classes": 0}, "classes must be at least 1"),
 ])
 def test_numbers_that_do_not_fit_are_refused(change, words):
     with pytest.raises(ValueError, match=words):

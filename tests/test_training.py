@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from kernelbook.files import FileError
+from kernelbook.files import FileError, save_tensors
 from kernelbook.training import Interrupted, Settings, fit, learning_rate, load_model
 
 SETTINGS = Settings(steps=13, learning_rate=0.05, seed=3)
@@ -136,6 +136,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         run(tmp_path / "s", task=Broken())
 
 
+def test_weights_that_are_lost_in_the_last_step_are_no_result(tmp_path):
+    class Spoiled(Line):
+        def validate(self, model, device):
+            return {"valid_loss": float("nan")}
+
+    with pytest.raises(FloatingPointError, match="valid_loss not finite after step 5 of 13"):
+        run(tmp_path / "s", task=Spoiled())
+    assert not (tmp_path / "s").exists()
+
+
 def test_learning_rate_rises_and_falls_in_straight_lines():
     settings = Settings(steps=100, warmup=0.1, learning_rate=2.0)
     rates = [learning_rate(t, settings) for t in range(100)]
@@ -156,3 +166,10 @@ def test_an_unfinished_run_is_not_a_model(tmp_path):
         load_model(tmp_path)
     with pytest.raises(FileError, match="not a finished model"):
         load_model(tmp_path / "state.safetensors")
+
+
+@pytest.mark.parametrize("config", [None, {"architecture": "decoder"}, {"kernel": {"kernel": "edp"}, "wings": 2}])
+def test_a_model_without_a_whole_configuration_is_refused(tmp_path, config):
+    path = save_tensors(tmp_path / "m.safetensors", {}, {"kind": "model"} | ({"config": config} if config else {}))
+    with pytest.raises(FileError, match="configuration in .*m.safetensors cannot be read"):
+        load_model(path)
