@@ -213,8 +213,10 @@ class Kernel:
 
         Raises
         ------
-        TypeError, ValueError
-            If the arguments are not floating tensors of fitting shapes, of one dtype and on one device.
+        TypeError
+            If an argument is not a floating tensor, or they differ in dtype.
+        ValueError
+            If their shapes do not fit, or they are on different devices.
         """
         check_points(q, k)
         return self.gram(q, k)

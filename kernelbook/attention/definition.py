@@ -116,8 +116,10 @@ def weights(
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit, or the kernel may be negative and ``normaliser`` is ``"sum"``.
+    TypeError
+        If an argument is of the wrong type or dtype.
+    ValueError
+        If a shape, a name or a device does not fit, or the kernel may be negative and ``normaliser`` is ``"sum"``.
     FloatingPointError
         In debug mode, if an input holds NaN or infinity.
     """

@@ -122,7 +122,9 @@ def explain(
 
     Raises
     ------
-    TypeError, ValueError
+    TypeError
+        As :func:`attend` does.
+    ValueError
         As :func:`attend` does.
     """
     kernel = get(kernel)
@@ -148,8 +150,12 @@ def attend(
 
     Parameters
     ----------
-    q, k, v : Tensor
-        Queries ``(..., n, d)``, keys ``(..., m, d)``, values ``(..., m, d_v)``; the leading axes broadcast.
+    q : Tensor
+        Queries, ``(..., n, d)``.
+    k : Tensor
+        Keys, ``(..., m, d)``.
+    v : Tensor
+        Values, ``(..., m, d_v)``.  The leading axes of all three broadcast.
     kernel : str or Kernel
         A name among :func:`kernelbook.kernels.available`, or a kernel.
     mask : Tensor, optional
@@ -170,9 +176,11 @@ def attend(
 
     Raises
     ------
-    TypeError, ValueError
-        If an argument does not fit, the kernel may be negative and ``normaliser`` is ``"sum"``, or the path asked
-        for cannot serve the call.
+    TypeError
+        If an argument is of the wrong type or dtype.
+    ValueError
+        If a shape, a name or a device does not fit, the kernel may be negative and ``normaliser`` is ``"sum"``, or
+        the path asked for cannot serve the call.
     FloatingPointError
         In debug mode, if an input holds NaN or infinity.
 

@@ -152,7 +152,9 @@ class KernelAttention(nn.Module):
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError
+            If a mask is neither boolean nor floating.
+        ValueError
             If a shape, a width or a mask does not fit.
         """
         alone = query.ndim == 2
