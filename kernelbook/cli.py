@@ -243,14 +243,8 @@ def evaluate(
     pairs = getattr(corpus, split)
     with _Progress() as progress:
         progress({"phase": "evaluation"})
-        done = 0
-
-        def translated(n: int) -> None:
-            nonlocal done
-            done += n
-            progress({"translated": done, "of": len(pairs)})
-
-        found = evaluation.translate(model, tokenizer, [p.source for p in pairs], progress=translated)
+        found = evaluation.translate(model, tokenizer, [p.source for p in pairs],
+                                     progress=lambda done, of: progress({"translated": done, "of": of}))
     score = evaluation.bleu(found, [p.target for p in pairs])
     out.print(f"{len(pairs):,} pairs of {corpus.name}, {split}", highlight=False)
     out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False, soft_wrap=True)

@@ -83,7 +83,7 @@ def translate(
     sentences: Sequence[str],
     *,
     batch_tokens: int = 4096,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Translate sentences by greedy decoding, in batches of similar length.
 
@@ -100,7 +100,7 @@ def translate(
     batch_tokens : int
         Padded source tokens a batch.
     progress : callable, optional
-        Called with the number of sentences done in each step.
+        Called after each batch with the number of sentences done so far, and of all.
 
     Returns
     -------
@@ -116,6 +116,7 @@ def translate(
         return out
     device = next(model.parameters()).device
     lengths = [len(sources[i]) for i in todo]
+    done = len(sources) - len(todo)
     for batch in token_budget_batches(lengths, max(batch_tokens, *lengths, 1), shuffle=False):
         rows = [todo[j] for j in batch]
         source = pad([sources[i] for i in rows], tokenizer.pad_id).to(device)
@@ -124,7 +125,8 @@ def translate(
         for i, ids in zip(rows, found, strict=True):
             out[i] = tokenizer.decode(ids[:_longest(len(sources[i]))])      # as if it had been alone in the batch
         if progress:
-            progress(len(rows))
+            done += len(rows)
+            progress(done, len(sources))
     return out
 
 

@@ -52,7 +52,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -1198,6 +1198,19 @@ class _ProductSpace(Kernel):
     split: int
 
     source = "combinator; content and position: Tsai et al. 2019"
+    same_space: ClassVar[type[Kernel]]      # the combinator of two kernels on one space, whose properties these share
+
+    @property
+    def range(self) -> Interval:
+        return self.same_space(self.first, self.second).range
+
+    @property
+    def exponential(self) -> bool:
+        return self.same_space(self.first, self.second).exponential
+
+    @property
+    def definiteness(self) -> Definiteness:
+        return self.same_space(self.first, self.second).definiteness
 
     def __post_init__(self) -> None:
         _require(isinstance(self.split, int) and self.split >= 1,
@@ -1232,22 +1245,11 @@ class TensorProduct(_ProductSpace):
     split : int
     """
 
+    same_space = Product
+
     @property
     def feature_dimension_is_bound(self) -> bool:
         return self.first.feature_dimension_is_bound or self.second.feature_dimension_is_bound
-
-    @property
-    def range(self) -> Interval:
-        return self.first.range * self.second.range
-
-    @property
-    def exponential(self) -> bool:
-        return self.first.exponential and self.second.exponential
-
-    @property
-    def definiteness(self) -> Definiteness:
-        both = self.first.positive_definite and self.second.positive_definite
-        return Definiteness.POSITIVE if both else Definiteness.UNKNOWN
 
     @property
     def formula(self) -> str:
@@ -1286,19 +1288,8 @@ class DirectSum(_ProductSpace):
     split : int
     """
 
+    same_space = Sum
     feature_dimension_is_bound = True
-
-    @property
-    def range(self) -> Interval:
-        return self.first.range + self.second.range
-
-    @property
-    def exponential(self) -> bool:
-        return self.first.exponential and self.second.exponential
-
-    @property
-    def definiteness(self) -> Definiteness:
-        return Sum(self.first, self.second).definiteness
 
     @property
     def formula(self) -> str:

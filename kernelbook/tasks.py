@@ -224,18 +224,13 @@ def train_translation(
     about = {"kernel": kernel.to_config(), "normaliser": normaliser, "model": size.model, "data": pairs.fingerprint,
              "precision": precision}
     references = [p.target for p in pairs.test]
-    done = 0
-
-    def translated(n: int) -> None:
-        nonlocal done
-        done += n
-        report({"translated": done, "of": len(references)})
 
     try:
         history = fit(model, task, settings, fabric=fabric, state_path=state_path, resume=resume, about=about,
                       report=report)
         report({"phase": "evaluation"})
-        hypotheses = evaluation.translate(model, tokenizer, [p.source for p in pairs.test], progress=translated)
+        hypotheses = evaluation.translate(model, tokenizer, [p.source for p in pairs.test],
+                                          progress=lambda done, of: report({"translated": done, "of": of}))
         score, trivial = evaluation.bleu(hypotheses, references), evaluation.baselines(pairs.train, pairs.test)
     except KeyboardInterrupt:
         if not state_path.exists():
