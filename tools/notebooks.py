@@ -19,7 +19,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -32,6 +31,8 @@ from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from kernelbook.files import write_whole
 
 CELL_SECONDS = 180      # no chapter may take longer as a whole
 PACKAGES = ("kernelbook", "torch", "numpy", "scipy", "scikit-learn", "matplotlib", "jupyter-book")
@@ -81,19 +82,11 @@ def _line(text: Path, source: str) -> int:
     return before.count("\n") + 1 if found else 0
 
 
-def write_whole(path: Path, content: str) -> bool:
-    """Write a file whole or not at all; return whether that changed it."""
+def write_if_changed(path: Path, content: str) -> bool:
+    """Write a file, whole or not at all, if it does not hold this content yet; return whether it did not."""
     if path.exists() and path.read_text("utf8") == content:
         return False
-    with tempfile.NamedTemporaryFile("w", encoding="utf8", dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_whole(path, content)
     return True
 
 
@@ -110,14 +103,14 @@ def record(name: str, notebook: str, seconds: float, file: Path = EXECUTION) -> 
                     "threads": int(KERNEL_ENVIRONMENT["OMP_NUM_THREADS"])},
         "versions": {"python": platform.python_version(), **{name: _public(version(name)) for name in PACKAGES}},
     }
-    write_whole(file, json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    write_if_changed(file, json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
 def forget_all_but(names: Iterable[str], file: Path = EXECUTION) -> None:
     """Drop from the record the chapters that are no more."""
     entries = json.loads(file.read_text("utf8")) if file.exists() else {}
     if kept := {name: entries[name] for name in entries if name in set(names)}:
-        write_whole(file, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        write_if_changed(file, json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 def _public(release: str) -> str:
@@ -131,7 +124,7 @@ def make(text: Path, record_in: Path = EXECUTION) -> str:
     seconds = time.perf_counter() - start
     nbformat.validate(nb)
     content = nbformat.writes(nb) + "\n"
-    changed = write_whole(text.with_suffix(".ipynb"), content)
+    changed = write_if_changed(text.with_suffix(".ipynb"), content)
     record(text.stem, content, seconds, record_in)
     return f"{text.stem}: {seconds:.1f} s, {'written' if changed else 'as it was'}"
 
