@@ -1,0 +1,91 @@
+"""Plants bugs in the library, one at a time, and shows that the tests notice: ``python tests/mutants.py``.
+
+The bugs are listed in ``tests/mutants/*.yml``; each names a file, a text in it that occurs once, what it is
+replaced by, and what the bug is.  They are planted in a copy.  A file ``x.yml`` is checked by ``tests/test_x.py``,
+unless an entry names other tests.  The exit code is the number of bugs that nobody noticed.
+
+``python tests/mutants.py features spectra`` plants those of two files only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LISTS = ROOT / "tests" / "mutants"
+SECONDS = 120
+
+
+def mutants(names: list[str] | None = None) -> list[dict]:
+    """The planted bugs, each with ``file``, ``find``, ``replace``, ``bug`` and ``tests``."""
+    found = []
+    for path in sorted(LISTS.glob("*.yml")):
+        if not names or path.stem in names:
+            found += [{"tests": [f"tests/test_{path.stem}.py"], **entry}
+                      for entry in yaml.safe_load(path.read_text("utf8"))]
+    return found
+
+
+def run(folder: Path, tests: list[str]) -> bool:
+    """Whether the tests pass on the copy in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return False                                   # an endless loop is noticed too
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"the tests could not be run: {' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def copy(folder: Path) -> Path:
+    """What the tests need, in a new folder."""
+    for name in ("kernelbook", "tests", "tools", "results", "book"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_static"))
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def noticed(mutant: dict) -> bool:
+    """Whether the tests fail once the bug is planted."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = copy(Path(temporary))
+        path = folder / mutant["file"]
+        source = path.read_text("utf8")
+        if source.count(mutant["find"]) != 1:
+            raise RuntimeError(f"{mutant['file']}: {source.count(mutant['find'])} times, not once: {mutant['find']!r}")
+        path.write_text(source.replace(mutant["find"], mutant["replace"]), "utf8")
+        return not run(folder, mutant["tests"])
+
+
+def main(names: list[str]) -> int:
+    """Plant all bugs; print what became of each."""
+    planted, start = mutants(names), time.monotonic()
+    if not planted:
+        sys.exit(f"no bugs in {LISTS} for {names}")
+    with tempfile.TemporaryDirectory() as temporary:
+        tests = sorted({test for mutant in planted for test in mutant["tests"]})
+        if not run(copy(Path(temporary)), tests):
+            sys.exit(f"the tests fail without any planted bug: {' '.join(tests)}")
+    missed = 0
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for mutant, caught in zip(planted, pool.map(noticed, planted), strict=True):
+            missed += not caught
+            print(f"{'caught' if caught else 'MISSED'}  {mutant['file']}: {mutant['bug']}", flush=True)
+    print(f"{len(planted) - missed} of {len(planted)} caught in {time.monotonic() - start:.0f} s")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
