@@ -1,0 +1,562 @@
+r"""The geometry of :math:`\ell^p`, :math:`1<p<\infty`: norms, duality maps, convexity and quotients.
+
+A Hilbert space is its own dual: the functional that supports the unit ball at a vector is the vector itself.  In
+:math:`\ell^p` a *duality map* takes the place of this identification.  It is homogeneous, inverted by the duality map
+of the conjugate exponent :math:`p^*=p/(p-1)`, and additive only for :math:`p=2`; it is what makes the representer
+theorem of a Banach space nonlinear.  Statements and proofs are in the chapter *Duality and geometry*.
+
+Vectors lie along the last axis, with any number of axes before it.  Exponents are numbers greater than 1 and finite;
+1 and infinity are refused, because there the maps below are not functions.  All norms are scaled by the largest entry
+first, so a norm that is a float64 is computed as one even where a power of an entry is not.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "conjugate", "lp_norm", "power_map", "duality_map", "norm_gradient", "convexity_gap", "modulus_of_convexity",
+    "quotient_norm", "QuotientNorm", "hilbert_matrix", "schur_bound",
+]
+
+
+# ------------------------------------------------------------------------- checks
+
+def _exponent(p: float) -> float:
+    if isinstance(p, bool) or not isinstance(p, numbers.Real):
+        raise TypeError(f"the exponent p must be a number, got {type(p).__name__}")
+    if not 1 < p < math.inf:
+        raise ValueError(f"the exponent must satisfy 1 < p < infinity, got p = {p}; at 1 and at infinity the norm is "
+                         "neither smooth nor strictly convex (take an exponent near them, such as 1.05 or 20)")
+    return float(p)
+
+
+def _vectors(v: Tensor, name: str = "v") -> Tensor:
+    if not isinstance(v, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(v).__name__}; torch.as_tensor makes one")
+    if not v.is_floating_point():
+        raise TypeError(f"{name} must hold real floating-point numbers, got {v.dtype}; {name}.double() converts it")
+    if v.ndim == 0 or v.shape[-1] == 0:
+        raise ValueError(f"{name} must have shape (..., D) with D >= 1, got {tuple(v.shape)}")
+    return v
+
+
+def _scale(v: Tensor) -> Tensor:
+    # The largest entry of each vector, a constant for differentiation: what is computed with it does not depend on it.
+    # Where it is 0 or infinite there is nothing to scale by.
+    largest = v.detach().abs().amax(-1, keepdim=True)
+    return torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
+
+
+# ------------------------------------------------------------------------- norms and duality maps
+
+def conjugate(p: float) -> float:
+    r"""The conjugate exponent :math:`p^*=p/(p-1)`, for which :math:`1/p+1/p^*=1`.
+
+    Parameters
+    ----------
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN.
+    TypeError
+        If ``p`` is not a number.
+
+    References
+    ----------
+    Chapter *Duality and geometry*.
+    """
+    p = _exponent(p)
+    return p / (p - 1)
+
+
+def lp_norm(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch"]:
+    r"""The norm :math:`\norm v_p=\bigl(\sum_i\abs{v_i}^p\bigr)^{1/p}` of each vector.
+
+    Its gradient is :func:`norm_gradient`; at 0, where the norm has none, it is given as 0.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., D)
+        Vectors.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    Tensor, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, or ``v`` has no entries.
+    TypeError
+        If ``v`` is not a floating-point tensor or ``p`` not a number.
+
+    References
+    ----------
+    Chapter *Duality and geometry*.
+    """
+    p, v = _exponent(p), _vectors(v)
+    scale = _scale(v)
+    total = (v / scale).abs().pow(p).sum(-1)
+    zero = total == 0
+    root = torch.where(zero, torch.ones_like(total), total).pow(1 / p)     # no infinite slope at 0
+    return torch.where(zero, total, scale[..., 0] * root)
+
+
+class _PowerMap(torch.autograd.Function):
+    # autograd would go through sign and abs, and lose the derivative at 0 where the exponent is 1.
+
+    @staticmethod
+    def forward(ctx, v, s):
+        ctx.save_for_backward(v)
+        ctx.s = s
+        return v.sign() * v.abs().pow(s)
+
+    @staticmethod
+    def backward(ctx, grad):
+        v, = ctx.saved_tensors
+        return grad * ctx.s * v.abs().pow(ctx.s - 1), None
+
+
+def power_map(v: Float[Tensor, "*shape"], s: float) -> Float[Tensor, "*shape"]:
+    r"""The signed power :math:`\varphi_s(v)=\operatorname{sign}(v)\,\abs v^s` of each entry.
+
+    :math:`\varphi_s` and :math:`\varphi_{1/s}` are inverse to each other; for conjugate exponents
+    :math:`(p-1)(p^*-1)=1`.  For :math:`s<1` its derivative at 0 is infinite.
+
+    Parameters
+    ----------
+    v : Tensor
+        Numbers.
+    s : float
+        A power, positive and finite.
+
+    Returns
+    -------
+    Tensor, of the shape of ``v``
+
+    Raises
+    ------
+    ValueError
+        If ``s`` is not positive and finite.
+    TypeError
+        If ``v`` is not a floating-point tensor.
+
+    References
+    ----------
+    Chapter *Duality and geometry*.
+    """
+    if not isinstance(v, Tensor) or not v.is_floating_point():
+        raise TypeError(f"v must be a tensor of floating-point numbers, got {getattr(v, 'dtype', type(v).__name__)}")
+    if isinstance(s, bool) or not isinstance(s, numbers.Real) or not 0 < s < math.inf:
+        raise ValueError(f"the power s must be a positive finite number, got {s!r}")
+    return _PowerMap.apply(v, float(s))
+
+
+def duality_map(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch D"]:
+    r"""The duality map :math:`J_p(v)=\nabla\tfrac12\norm v_p^2=\norm v_p^{2-p}\,\varphi_{p-1}(v)`; :math:`J_p(0)=0`.
+
+    :math:`J_p(v)` is the one functional :math:`w\in\ell^{p^*}` with
+    :math:`\inner wv=\norm w_{p^*}\norm v_p` and :math:`\norm w_{p^*}=\norm v_p`.  Its inverse is
+    ``duality_map(w, conjugate(p))``.
+
+    In floating-point numbers an entry of :math:`J_p(v)` underflows to 0 where the entry of ``v`` is smaller than the
+    largest one by a factor below about :math:`10^{-308/(p-1)}`; the inverse cannot bring it back.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., D)
+        Vectors of :math:`\ell^p`.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+        Vectors of :math:`\ell^{p^*}`.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, or ``v`` has no entries.
+    TypeError
+        If ``v`` is not a floating-point tensor or ``p`` not a number.
+
+    References
+    ----------
+    Proposition ``prp-duality-map`` of the chapter *Duality and geometry*.
+    """
+    p, v = _exponent(p), _vectors(v)
+    scale = _scale(v)
+    u = v / scale
+    length = lp_norm(u, p)[..., None]
+    length = torch.where(length == 0, torch.ones_like(length), length)
+    return scale * length.pow(2 - p) * power_map(u, p - 1)
+
+
+def norm_gradient(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch D"]:
+    r"""The gradient of the norm, :math:`\iota(v)=J_p(v)/\norm v_p=\varphi_{p-1}(v/\norm v_p)`; 0 at 0 by convention.
+
+    It is the Gateaux derivative: :math:`\frac{\dd}{\dd\tau}\norm{v+\tau h}_p\big|_{\tau=0}=\inner{\iota(v)}h`.
+    For :math:`v\ne0` it has norm 1 in :math:`\ell^{p^*}`.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., D)
+        Vectors of :math:`\ell^p`.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    Tensor, shape (..., D)
+        Vectors of :math:`\ell^{p^*}`.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, or ``v`` has no entries.
+    TypeError
+        If ``v`` is not a floating-point tensor or ``p`` not a number.
+
+    References
+    ----------
+    Proposition ``prp-duality-map`` of the chapter *Duality and geometry*.
+    """
+    p, v = _exponent(p), _vectors(v)
+    u = v / _scale(v)
+    length = lp_norm(u, p)[..., None]
+    return power_map(u / torch.where(length == 0, torch.ones_like(length), length), p - 1)
+
+
+# ------------------------------------------------------------------------- convexity
+
+def convexity_gap(u: Float[Tensor, "*batch D"], v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch"]:
+    r"""By how much the midpoint of two vectors is shorter than the convexity inequality of :math:`\ell^p` demands.
+
+    For :math:`p\ge2`, with Clarkson's inequality,
+
+    .. math:: \tfrac12\bigl(\norm u_p^p+\norm v_p^p\bigr)-\norm{\tfrac{u+v}2}_p^p-\norm{\tfrac{u-v}2}_p^p ,
+
+    and for :math:`1<p\le2`, with the 2-convexity inequality,
+
+    .. math:: \tfrac12\bigl(\norm u_p^2+\norm v_p^2\bigr)-\norm{\tfrac{u+v}2}_p^2-(p-1)\norm{\tfrac{u-v}2}_p^2 .
+
+    Neither is ever negative, but for rounding; at :math:`p=2` both are 0, the parallelogram law.
+
+    Parameters
+    ----------
+    u, v : Tensor, shape (..., D)
+        Vectors; leading axes broadcast.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    Tensor, shape (...)
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, or the vectors do not have the same length.
+    TypeError
+        If ``u`` or ``v`` is not a floating-point tensor or ``p`` not a number.
+
+    References
+    ----------
+    Proposition ``prp-convexity-inequalities`` of the chapter *Duality and geometry*.
+    """
+    p, u, v = _exponent(p), _vectors(u, "u"), _vectors(v)
+    if u.shape[-1] != v.shape[-1]:
+        raise ValueError(f"u and v must have the same length D along the last axis, got {u.shape[-1]} and "
+                         f"{v.shape[-1]}")
+    power, factor = (p, 1.0) if p >= 2 else (2.0, p - 1)
+    scale = torch.maximum(_scale(u), _scale(v))
+    u, v = u / scale, v / scale
+    midpoint, half = (u + v) / 2, (u - v) / 2
+    gap = ((lp_norm(u, p).pow(power) + lp_norm(v, p).pow(power)) / 2
+           - lp_norm(midpoint, p).pow(power) - factor * lp_norm(half, p).pow(power))
+    return scale[..., 0].pow(power) * gap
+
+
+def modulus_of_convexity(epsilon: float, p: float) -> float:
+    r"""How far inside the ball the midpoint of two unit vectors at distance :math:`\varepsilon` must lie, at least.
+
+    :math:`\delta=1-\bigl(1-(\varepsilon/2)^p\bigr)^{1/p}` for :math:`p\ge2`, and
+    :math:`\delta=1-\bigl(1-(p-1)(\varepsilon/2)^2\bigr)^{1/2}` for :math:`p\le2`: if :math:`\norm u_p=\norm v_p=1` and
+    :math:`\norm{u-v}_p\ge\varepsilon`, then :math:`\norm{(u+v)/2}_p\le1-\delta`.
+
+    Parameters
+    ----------
+    epsilon : float
+        A distance from 0 to 2.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, or the distance does not lie between 0 and 2.
+    TypeError
+        If ``p`` is not a number.
+
+    References
+    ----------
+    Proposition ``prp-convexity-inequalities`` of the chapter *Duality and geometry*.
+    """
+    p = _exponent(p)
+    if not 0 <= epsilon <= 2:
+        raise ValueError(f"two unit vectors have a distance from 0 to 2, got {epsilon}")
+    power, factor = (p, 1.0) if p >= 2 else (2.0, p - 1)
+    lost = factor * (epsilon / 2) ** power
+    return 1.0 if lost == 1 else -math.expm1(math.log1p(-lost) / power)
+
+
+# ------------------------------------------------------------------------- quotients
+
+class QuotientNorm(NamedTuple):
+    r"""What :func:`quotient_norm` finds, with its certificate.
+
+    Attributes
+    ----------
+    norm : Tensor, shape (...)
+        Length of the shortest vector found in each coset :math:`v+N`; an upper bound.
+    minimiser : Tensor, shape (..., D)
+        That vector.
+    functional : Tensor, shape (..., D)
+        A vector of :math:`\ell^{p^*}` of norm 1 that vanishes on :math:`N`; the gradient of the quotient norm (0 where
+        the coset is :math:`N`).
+    lower : Tensor, shape (...)
+        Its value at :math:`v`: no vector of the coset is shorter.
+    radius : Tensor, shape (...)
+        No farther than this, in :math:`\ell^p`, lies the true minimiser.
+    """
+
+    norm: Tensor
+    minimiser: Tensor
+    functional: Tensor
+    lower: Tensor
+    radius: Tensor
+
+
+def quotient_norm(v: Float[Tensor, "*batch D"], N: Float[Tensor, "k D"], p: float, *,
+                  tolerance: float = 1e-11) -> QuotientNorm:
+    r"""The quotient norm :math:`\min\{\norm{v-n}_p:n\in N\}` of vectors, modulo the span :math:`N` of given rows.
+
+    With a certificate: for each :math:`w\in\ell^{p^*}` of norm 1 that vanishes on :math:`N`,
+    :math:`\inner wv\le\norm{v-n}_p`, and the best :math:`w` reaches the minimum.  The error of the minimiser
+    follows from the two numbers by the convexity inequality.
+
+    Newton's method, on whichever of the two problems has its exponent above 2 and so two derivatives.  The norm can be
+    differentiated with respect to ``v``; what else is returned is constant.
+
+    Parameters
+    ----------
+    v : Tensor, shape (..., D)
+        Vectors.
+    N : Tensor, shape (k, D)
+        Rows that span the subspace; they may be dependent, and ``k`` may be 0.
+    p : float
+        An exponent, :math:`1<p<\infty`.
+    tolerance : float
+        How far apart upper and lower bound may be, relative to the upper.
+
+    Returns
+    -------
+    QuotientNorm
+        Fields ``norm``, ``minimiser``, ``functional``, ``lower`` and ``radius``.
+
+    Raises
+    ------
+    ValueError
+        If ``p`` is at most 1, infinite or NaN, the shapes do not fit, or an entry is not finite.
+    TypeError
+        If ``v`` or ``N`` is not a floating-point tensor or ``p`` not a number.
+    RuntimeError
+        If the bounds are still too far apart when no step improves them.
+
+    References
+    ----------
+    Proposition ``prp-quotient`` of the chapter *Duality and geometry*.
+    """
+    p, v = _exponent(p), _vectors(v)
+    if not isinstance(N, Tensor) or not N.is_floating_point() or N.ndim != 2 or N.shape[1] != v.shape[-1]:
+        shape = tuple(N.shape) if isinstance(N, Tensor) else type(N).__name__
+        raise ValueError(f"N must be a floating-point tensor of shape (k, {v.shape[-1]}), whose rows span the subspace "
+                         f"and are as long as v, got {shape}")
+    if N.requires_grad:
+        raise ValueError("the quotient norm is differentiated with respect to v only; pass N.detach()")
+    if not (v.isfinite().all() and N.isfinite().all()):
+        raise ValueError("v and N must be finite")
+    within, across = _split(N.detach().double().cpu().numpy())
+    rows = v.detach().double().cpu().numpy().reshape(-1, v.shape[-1])
+    found = [_shortest(row, within, across, p, tolerance) for row in rows]
+    shortest, functional = (torch.as_tensor(np.reshape([f[i] for f in found], v.shape), dtype=v.dtype, device=v.device)
+                            for i in (0, 1))
+    lower, radius = (torch.as_tensor(np.reshape([f[i] for f in found], v.shape[:-1]), dtype=v.dtype, device=v.device)
+                     for i in (2, 3))
+    return QuotientNorm(lp_norm(v - (v.detach() - shortest), p), shortest, functional, lower, radius)
+
+
+def _split(N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Orthonormal columns that span the rows of N, and columns that span their complement."""
+    size = N.shape[1]
+    if not N.any():
+        return np.zeros((size, 0)), np.eye(size)
+    _, s, vh = np.linalg.svd(N / np.abs(N).max())
+    rank = int((s > max(N.shape) * np.finfo(float).eps * s[0]).sum())
+    return vh[:rank].T, vh[rank:].T
+
+
+def _norm(v: np.ndarray, p: float) -> float:
+    scale = np.abs(v).max()
+    return float(scale * np.sum((np.abs(v) / scale) ** p) ** (1 / p)) if scale else 0.0
+
+
+def _phi(v: np.ndarray, s: float) -> np.ndarray:
+    return np.sign(v) * np.abs(v) ** s
+
+
+def _newton(a: np.ndarray, M: np.ndarray, b: np.ndarray, s: float, t: np.ndarray) -> np.ndarray:
+    """Minimise :math:`|a + M t|_s^s / s - b·t` over t, for s >= 2 and orthonormal columns M."""
+    def value(t):
+        return np.sum(np.abs(a + M @ t) ** s) / s - b @ t
+
+    now = value(t)
+    for _ in range(1000):
+        r = a + M @ t
+        gradient = M.T @ _phi(r, s - 1) - b
+        hessian = (s - 1) * (M.T * np.abs(r) ** (s - 2)) @ M
+        # Where entries of r vanish, so does curvature; least squares then takes the shortest of all Newton steps.
+        step = np.linalg.lstsq(hessian, -gradient, rcond=1e-15)[0]
+        slope = gradient @ step
+        if not slope < 0:
+            break
+        length = 1.0
+        while (new := value(t + length * step)) > now + 1e-4 * length * slope and length > 1e-10:
+            length /= 2
+        if length <= 1e-10 or np.array_equal(t + length * step, t):
+            break
+        if new >= now and np.abs(length * step).max() <= 1e-15 * np.abs(t).max():
+            break
+        t, now = t + length * step, new
+    return t
+
+
+def _shortest(v, within, across, p, tolerance):
+    """The shortest vector of v + N, a norming functional, its value at v and the radius of uncertainty."""
+    residual = across @ (across.T @ v)                      # the answer for p = 2
+    # Rounding alone keeps the projection from 0: then v lies in N.
+    if np.linalg.norm(residual) <= 8 * len(v) * np.finfo(float).eps * np.linalg.norm(v):
+        return np.zeros_like(v), np.zeros_like(v), 0.0, 0.0
+    scale = np.abs(residual).max()
+    a = residual / scale
+    conj = p / (p - 1)
+    if within.shape[1] == 0:
+        shortest = a
+    elif p >= 2:
+        shortest = a + within @ _newton(a, within, np.zeros(within.shape[1]), p, np.zeros(within.shape[1]))
+    else:
+        # The dual problem: minimise |w|^p*/p* - <w, a> over w that vanish on N.  Then phi_{p*-1}(w) is the minimiser.
+        start = across.T @ _phi(a, p - 1)
+        w = across @ start
+        start *= (w @ a / np.sum(np.abs(w) ** conj)) ** (1 / (conj - 1))
+        w = across @ _newton(np.zeros_like(a), across, across.T @ a, conj, start)
+        shortest = a + within @ (within.T @ (_phi(w, conj - 1) - a))
+    functional = across @ (across.T @ _phi(shortest / _norm(shortest, p), p - 1))
+    functional /= _norm(functional, conj)
+    upper, lower = _norm(shortest, p), float(functional @ a)
+    if upper - lower > tolerance * upper:
+        raise RuntimeError(f"the quotient norm lies between {lower * scale} and {upper * scale}, farther apart than "
+                           f"the tolerance {tolerance} allows; exponents nearer to 2 are easier (p = {p})")
+    # The midpoint of the vector found and the true minimiser is no shorter than the minimum: the convexity inequality
+    # bounds their distance.  The bounds themselves are known up to rounding only.
+    excess = max(upper - lower, len(v) * np.finfo(float).eps * upper) / upper
+    power, factor = (p, 1.0) if p >= 2 else (2.0, p - 1)
+    radius = 2 * upper * (-math.expm1(power * math.log1p(-excess)) / (2 * factor)) ** (1 / power)
+    return scale * shortest, functional, scale * lower, scale * radius
+
+
+# ------------------------------------------------------------------------- Schur multipliers
+
+def hilbert_matrix(n: int) -> Float[Tensor, "n n"]:
+    r"""The matrix of Hilbert's inequality, :math:`H_{ij}=1/(i-j)` off the diagonal and 0 on it, of norm at most :math:`\pi`.
+
+    Parameters
+    ----------
+    n : int
+        Number of rows and columns, at least 1.
+
+    Returns
+    -------
+    Tensor, shape (n, n)
+
+    Raises
+    ------
+    ValueError
+        If ``n`` is not a positive integer.
+
+    References
+    ----------
+    Theorem ``thm-causal-banach`` of the chapter *Duality and geometry*.
+    """
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+        raise ValueError(f"n must be a positive integer, got {n!r}")
+    i = torch.arange(n, dtype=torch.float64)
+    difference = i[:, None] - i
+    return torch.where(difference == 0, 0.0, 1 / torch.where(difference == 0, 1.0, difference))
+
+
+def schur_bound(matrix: Float[Tensor, "n m"], test: Float[Tensor, "n m"]) -> float:
+    r"""A lower bound :math:`\norm{A\circ X}/\norm X` on the factorisation norm :math:`\gamma_2(A)`.
+
+    :math:`\gamma_2(A)` is the least :math:`\max_i\norm{u_i}\max_j\norm{v_j}` among all vectors of a Hilbert space with
+    :math:`A_{ij}=\inner{u_i}{v_j}`; the norms are largest singular values and :math:`\circ` multiplies entry by entry.
+
+    Parameters
+    ----------
+    matrix : Tensor, shape (n, m)
+        The matrix :math:`A` to be factored, such as the Gram matrix of a kernel.
+    test : Tensor, shape (n, m)
+        Any matrix :math:`X\ne0`; the bound is as good as its choice.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the two are not matrices of one shape, or the test matrix is 0.
+
+    References
+    ----------
+    Theorem ``thm-causal-banach`` of the chapter *Duality and geometry*.
+    """
+    if matrix.ndim != 2 or matrix.shape != test.shape:
+        raise ValueError(f"matrix and test must be matrices of one shape, got {tuple(matrix.shape)} and "
+                         f"{tuple(test.shape)}")
+    size = torch.linalg.matrix_norm(test, 2).item()
+    if size == 0:
+        raise ValueError("the test matrix is 0 and bounds nothing; hilbert_matrix(n) is a useful one")
+    return torch.linalg.matrix_norm(matrix * test, 2).item() / size
