@@ -1,0 +1,8 @@
+"""Learning problems on reproducing kernel Banach spaces: solvers that return a duality gap with every answer.
+
+Everything here computes with NumPy arrays in double precision, as SciPy and scikit-learn do, on which it stands.
+"""
+
+from .losses import AbsoluteLoss, HingeLoss, LogisticLoss, Loss, SquaredLoss
+
+__all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss"]
