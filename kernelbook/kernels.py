@@ -817,8 +817,8 @@ class Taylor(_Scaled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(isinstance(self.degree, int) and 0 <= self.degree <= 20,
-                 f"Taylor: degree must be an integer from 0 to 20, not {self.degree!r}")
+        _require(isinstance(self.degree, int) and 0 <= self.degree <= 40,
+                 f"Taylor: degree must be an integer from 0 to 40, not {self.degree!r}")
 
     @property
     def range(self) -> Interval:
