@@ -1113,7 +1113,14 @@ class Exponential(Kernel):
         return f"{_in_brackets(self.base, Sum, Product, Scaled)}.exp()"
 
     def feature_dimension(self, d: int) -> float:
-        return 1 if self.base.range.low == self.base.range.high else math.inf
+        if self.base.range.low == self.base.range.high:
+            return 1
+        base = self.base
+        while isinstance(base, Scaled):
+            base = base.base
+        if d == 1 and isinstance(base, Cosine):
+            return 3        # it depends on two signs, each -1, 0 or 1; without zero vectors, 2 features are enough
+        return math.inf
 
     def log_gram(self, q, k):
         return self.base.gram(q, k)
