@@ -4,5 +4,6 @@ Everything here computes with NumPy arrays in double precision, as SciPy and sci
 """
 
 from .losses import AbsoluteLoss, HingeLoss, LogisticLoss, Loss, SquaredLoss
+from .solvers import Solution, certify, solve
 
-__all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss"]
+__all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss", "Solution", "solve", "certify"]
