@@ -20,7 +20,7 @@ class _Table(SphinxDirective):
     def run(self):
         self.env.note_reread()               # depends on every chapter and test
         lines = ["| " + " | ".join(cells) + " |" for cells in [self.head, ["---"] * len(self.head), *self.rows()]]
-        return self.parse_text_to_nodes("```{table}\n:class: checks\n\n" + "\n".join(lines) + "\n```\n")
+        return self.parse_text_to_nodes("```{table}\n:class: notation\n\n" + "\n".join(lines) + "\n```\n")
 
 
 def _chapters(environment) -> list[str]:
@@ -30,7 +30,7 @@ def _chapters(environment) -> list[str]:
 
 def _where(name: str, listed: list[str], own: str = "") -> str:
     """The places that check something, each once: the chapter that states it, other chapters, tests."""
-    places = dict.fromkeys(check.place for check in found.checks() if check.name == name and check.can_fail)
+    places = dict.fromkeys(c.place.split("::")[0] for c in found.checks() if c.name == name and c.can_fail)
     return ", ".join("the chapter" if place == own else f"{{doc}}`{place}`" if place in listed else f"`{place}`"
                      for place in places)
 
@@ -54,12 +54,12 @@ class StatementChecks(_Table):
 class ExperimentChecks(_Table):
     """Each experiment with its expected value, tolerance, control and place."""
 
-    head = ("No.", "Tests", "Computes", "Expected", "Tolerance", "Control", "Executed in")
+    head = ("No.", "What is computed, for which statement", "Expected (tolerance)", "Control", "Executed in")
 
     def rows(self):
         listed = _chapters(self.env)
-        return [[number, ", ".join(f"{{prf:ref}}`{label}`" for label in row["of"]), row["computes"], row["expected"],
-                 row["tolerance"], row["control"], _where(number, listed)]
+        return [[number, f"{row['computes']} ({', '.join(f'{{prf:ref}}`{label}`' for label in row['of'])})",
+                 f"{row['expected']} ({row['tolerance']})", row["control"], _where(number, listed)]
                 for number, row in found.register()["experiments"].items()]
 
 
