@@ -3,7 +3,10 @@
 Everything here computes with NumPy arrays in double precision, as SciPy and scikit-learn do, on which it stands.
 """
 
+from .estimators import BanachClassifier, BanachRegressor
 from .losses import AbsoluteLoss, HingeLoss, LogisticLoss, Loss, SquaredLoss
 from .solvers import Solution, certify, solve
+from .tensor import TensorKernelRegressor, tensor_kernel
 
-__all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss", "Solution", "solve", "certify"]
+__all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss", "Solution", "solve", "certify",
+           "tensor_kernel", "TensorKernelRegressor", "BanachRegressor", "BanachClassifier"]

@@ -17,7 +17,7 @@ from scipy.special import expit, xlogy
 
 __all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss", "get"]
 
-Values = Float[NDArray, "..."]
+Values = Float[NDArray, "*shape"]
 
 
 class Loss:

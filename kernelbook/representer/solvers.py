@@ -54,15 +54,15 @@ class Solution:
         Linear systems solved.
     """
 
-    weights: Float[NDArray, "D"]
-    dual_coef: Float[NDArray, "n"]
+    weights: Float[NDArray, " D"]
+    dual_coef: Float[NDArray, " n"]
     objective: float
     dual_objective: float
     duality_gap: float
     iterations: int
 
 
-def power(v: Float[NDArray, "..."], s: float) -> Float[NDArray, "..."]:
+def power(v: Float[NDArray, "*shape"], s: float) -> Float[NDArray, "*shape"]:
     r"""The odd power :math:`\varphi_s(v)=\operatorname{sign}(v)\,|v|^s`, entry by entry."""
     return np.sign(v) * np.abs(v) ** s
 
@@ -72,7 +72,7 @@ class Problem:
     """The data of :func:`solve`, checked, and the functions that both sides of it are made of."""
 
     A: Float[NDArray, "n D"]
-    y: Float[NDArray, "n"]
+    y: Float[NDArray, " n"]
     loss: Loss
     p: float
     alpha: float
