@@ -248,8 +248,8 @@ class RKBSPair:
             return
         size = self.phi.shape[1]
         sides = ("first", self.phi, self.null_x), ("second", self.psi, self.null_y)
-        found = " and ".join(f"the features of the {which} set ({len(points)} points) span {size - len(null)} of {size}"
-                             " dimensions" for which, points, null in sides if len(null))
+        found = " and ".join(f"the features of the {which} set ({len(points)} point{'s' * (len(points) > 1)}) span "
+                             f"{size - len(null)} of {size} dimensions" for which, points, null in sides if len(null))
         witness = ("v with f_v = 0 on the first set, although [u, v] = 1 for some u" if len(self.null_x)
                    else "u with g_u = 0 on the second set, although [u, v] = 1 for some v")
         raise IncompatiblePairError(
