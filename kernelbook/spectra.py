@@ -245,7 +245,7 @@ def log_determinant(
     Parameters
     ----------
     kernel : Kernel, str or callable
-        A kernel of the library, or a function ``entry(x, y)`` of two tuples of :class:`mpmath.mpf`, which must
+        A kernel of the library, or a function ``entry(x, y)`` of two tuples of ``mpmath.mpf``, which must
         compute with mpmath's functions and not with those of ``math``, numpy or torch.
     q, k : Tensor
         ``(n, d)``, equally many queries and keys.  Their floating-point values are taken as exact.
