@@ -114,7 +114,12 @@ class FeatureMap:
         ValueError
             If it does not have the shape ``(..., n, d)``, or the features would be more than ``LIMIT``.
         """
-        kernels.check_points(x, x)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x must be a floating tensor of shape (..., n, d), not {given}")
+        if x.ndim < 2 or x.shape[-1] == 0:
+            raise ValueError(f"x must have shape (..., n, d) with d at least 1, but has shape {tuple(x.shape)}; "
+                             "one point is x[None]")
         self._check_dimension(x.shape[-1])
         return self._features(x)
 
@@ -175,7 +180,7 @@ class MultinomialFeatures(_ScaledMap):
 
     Their inner product is the Taylor polynomial :math:`\sum_{n\le N}(q\cdot k)^n/n!` of the exponentiated dot
     product.  They come in order of their degree, from the constant 1 on; within a degree lexicographically, the
-    powers of the first coordinate first.
+    powers of the first coordinate first.  There may be any number of degrees; :attr:`kernel` exists up to degree 40.
 
     Parameters
     ----------
@@ -584,6 +589,8 @@ def truncation_bound(a: Float[Tensor, "*shape"] | float, degree: int) -> Float[T
 
     Raises
     ------
+    TypeError
+        If ``a`` holds integers.
     ValueError
         If ``degree`` is not such an integer.
 
@@ -593,10 +600,16 @@ def truncation_bound(a: Float[Tensor, "*shape"] | float, degree: int) -> Float[T
     """
     _integer("degree", degree, 0)
     a = torch.as_tensor(a, dtype=None if isinstance(a, Tensor) else torch.float64)
-    size = a.abs()
-    lead = torch.ones_like(size)
+    if not a.is_floating_point():
+        raise TypeError(f"a must hold floating-point numbers, not {a.dtype}")
+    lead = torch.ones_like(a)
     for n in range(1, degree + 2):                      # as a product: no factorial overflows
-        lead = lead * (size / n)
+        lead = lead * (a.abs() / n)
+    return _truncation_bound(a, lead, degree)
+
+
+def _truncation_bound(a: Tensor, lead: Tensor, degree: int) -> Tensor:
+    """The bound, from the first term that is dropped."""
     geometric = torch.where(a < degree + 2, 1 / (1 - a / (degree + 2)).clamp_min(torch.finfo(a.dtype).tiny), math.inf)
     bound = lead * torch.where(a > 0, torch.minimum(a.exp(), geometric), 1.0)
     limits = torch.finfo(a.dtype)
@@ -610,7 +623,7 @@ def certified_degree(radius: float, error: float) -> int:
     Parameters
     ----------
     radius : float
-        A bound of the logits, not negative.
+        A bound of the logits, from 0 to 600 (beyond, the exponential overflows).
     error : float
         Positive.
 
@@ -627,9 +640,11 @@ def certified_degree(radius: float, error: float) -> int:
         raise ValueError(f"radius must be a number from 0 to 600, beyond which exp overflows, not {radius!r}")
     if not (isinstance(error, numbers.Real) and error > 0):
         raise ValueError(f"error must be a positive number, not {error!r}")
-    degree = 0
-    while truncation_bound(float(radius), degree) > error:          # the bound grows with |a|, and is larger at +|a|
+    a = torch.tensor(float(radius), dtype=torch.float64)            # the bound grows with |a|, and is larger at +|a|
+    degree, lead = 0, a
+    while _truncation_bound(a, lead, degree) > error:
         degree += 1
+        lead = lead * (a / (degree + 1))
     return degree
 
 

@@ -174,7 +174,7 @@ def test_truncation_bound_holds(a, degree):
 
 def test_certified_degrees():
     # checks: prp-truncation, E2.2
-    assert certified_degree(2, 1e-6) == 13 and certified_degree(0, 1e-300) == 0
+    assert certified_degree(2, 1e-6) == 13 and certified_degree(0, 1e-300) == certified_degree(600, 1e300) == 0
     lagrange = {(0.5, 1e-2): 3, (1, 1e-6): 9, (2, 1e-6): 14, (4, 1e-12): 29, (8, 1e-2): 30, (16, 1e-12): 74}
     for (radius, error), expected in lagrange.items():
         least = next(n for n in itertools.count()
@@ -253,7 +253,7 @@ def test_a_nonsingular_matrix_of_float_rank_twelve():
 
 @pytest.mark.parametrize("d", [1, 2])
 def test_generic_matrices_are_nonsingular(d):
-    # checks: thm-edp-rank, E2.5
+    # checks: thm-edp-rank
     def log_determinant(q, k):
         with mpmath.workdps(150):
             rows = [[mpmath.exp(mpmath.fsum(mpmath.mpf(a) * b for a, b in zip(x, y, strict=True))) for y in k.tolist()]
@@ -270,7 +270,7 @@ def test_generic_matrices_are_nonsingular(d):
 # ------------------------------------------------------------------------- positivity
 
 def test_even_partial_sums_are_positive_and_odd_ones_are_not():
-    # checks: prp-even-taylor, E2.7
+    # checks: prp-even-taylor
     line, one = torch.linspace(-40, 10, 500001)[:, None].double(), torch.ones(1, 1, dtype=torch.float64)
     minima = {n: MultinomialFeatures(n).kernel(line, one).min().item() for n in range(1, 7)}
     assert minima == pytest.approx({1: -39.0, 2: 0.5, 3: -9905.666667, 4: 0.270394767, 5: -756572.3333, 6: 0.149324844},
@@ -307,6 +307,8 @@ X = points(1, 4, 2)
     (lambda: MultinomialFeatures(2)(X[0]), ["shape"]),
     (lambda: MultinomialFeatures(2)(X.int()), ["int32"]),
     (lambda: truncation_bound(1.0, -1), ["degree"]),
+    (lambda: truncation_bound(torch.tensor(1), 2), ["int64"]),
+    (lambda: MultinomialFeatures(2)([[1.0]]), ["list", "(..., n, d)"]),
     (lambda: certified_degree(-1.0, 0.1), ["radius"]),
     (lambda: certified_degree(1.0, 0.0), ["error", "positive"]),
     (lambda: tail_norm_bound(X, 3, 0.0), ["r must be"]),
