@@ -113,7 +113,8 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
             raise ValueError(f"the regularisation alpha has to be a finite number > 0, not {self.alpha!r}")
         if len(X) > MOST_POINTS:
             raise ValueError(f"{len(X)} points make {len(X)}**4 values of the four-point kernel; more than "
-                             f"{MOST_POINTS} points need explicit features: BanachRegressor(p=4/3, features=MultinomialFeatures(...))")
+                             f"{MOST_POINTS} points need explicit features: BanachRegressor(p=4/3, "
+                             "features=MultinomialFeatures(...))")
         y = y.astype(float)
         first, second = np.triu_indices(len(X))
         pairs = X[first] * X[second]
