@@ -371,7 +371,7 @@ def gaussian_mass(d: int, degree: int, *, c: float | None = None, sigma: float =
 
 def fit_two_layer(
     function: Callable[[Tensor], Tensor], width: int, low: float = -1.0, high: float = 1.0,
-) -> torch.nn.Sequential:
+) -> torch.nn.Module:
     r"""The ReLU network of one hidden layer that interpolates a function at equally spaced points.
 
     .. math:: x\mapsto f(t_0)+\sum_{j<m}(s_j-s_{j-1})\,\max(x-t_j,0),\qquad
@@ -392,8 +392,8 @@ def fit_two_layer(
 
     Returns
     -------
-    torch.nn.Sequential
-        Linear, ReLU, linear, in float64; its parameters require no gradient.
+    torch.nn.Module
+        Linear, ReLU and linear in sequence, in float64; its parameters require no gradient.
 
     Raises
     ------

@@ -107,6 +107,8 @@ def test_gaussian_closed_form():
         w = closed[1] / closed[0]
         for d in range(4):
             assert abs(numeric.error(d) / numeric.norm - w**d) < 1e-12
+        narrower = gaussian_singular_values(c, 0.9 * sigma, 2)
+        assert narrower[1] / narrower[0] < w - 0.05                                     # control
     assert apart(gaussian_singular_values(0.3, 1.0, 6),
                  torch.tensor([10**0.5 / 3 ** (n + 1) for n in range(6)], dtype=torch.float64)) < 1e-12
     with pytest.raises(ValueError, match="square-integrable"):
@@ -199,6 +201,8 @@ def test_separation():
     log = singular_values(lambda x, y: affine(x, y).log(), 7)
     assert abs(log[6] - 5.6254e-5) < 1e-8
     assert singular_values(EXP, 7)[6] > 1e-7
+    twice = singular_values(lambda x, y: EXP(x, y).exp(), 7), singular_values(EXP, 7)      # control: in neither class
+    assert min(values[6] for values in twice) > 1e-7
 
 
 # ------------------------------------------------------------------------- the hull
@@ -284,15 +288,32 @@ def test_patterns_of_a_head_come_back(seed, n, m, d):
     assert apart(weights(new_q, new_k, "edp"), P) < 1e-12
 
 
+SIX = tensor(
+    [0.10854169355104405, 0.15510862458303465, 0.32064108591737484,
+     0.016916794808935563, 0.06565762692134502, 0.33313417421826597],
+    [0.0595243000098094, 0.05909078953173586, 0.0880488212621319,
+     0.18898627976257162, 0.5630880276139373, 0.041261781819814006],
+    [0.06723850649907566, 0.046369209993729156, 0.04980282519125753,
+     0.07965088408611419, 0.1821862242945926, 0.5747523499352308],
+    [0.013469028826855708, 0.35229947095924685, 0.27274500377678795,
+     0.325029901023134, 0.010453199525246818, 0.0260033958887287],
+    [0.013466644124849545, 0.24469282480131135, 0.1365483878428593,
+     0.12125034413683881, 0.1634427832516356, 0.32059901584250544],
+    [0.6460502461713543, 0.14936070759977477, 0.060078936245951425,
+     0.039751043014922244, 0.04113487813956021, 0.06362418882843691],
+)
+
+
 def test_generic_patterns_need_all_dimensions():
     # checks: thm-pattern-rank, E6.6
-    P = random(1, 3, 6, 6).softmax(-1)
+    assert pattern_rank(SIX) == 5
+    assert apart(weights(*pattern_factors(SIX, 5), "edp"), SIX) < 1e-13
+    assert apart(weights(*pattern_factors(SIX, 4, approximate=True), "edp"), SIX) > 0.01
+    P = torch.stack([SIX, *random(1, 2, 6, 6).softmax(-1)])
     assert pattern_rank(P).tolist() == [5, 5, 5]
     assert apart(weights(*pattern_factors(P, 5), "edp"), P) < 1e-12
     with pytest.raises(ValueError, match="needs head dimension 5"):
         pattern_factors(P, 4)
-    near = weights(*pattern_factors(P, 4, approximate=True), "edp")
-    assert 1e-3 < apart(near, P)
     assert apart(weights(*pattern_factors(P, 5, approximate=True), "edp"), P) < 1e-12
 
 
