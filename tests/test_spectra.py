@@ -316,7 +316,7 @@ GRAMS = {                                   # name: (Gram matrix at points x, in
 
 @pytest.mark.parametrize("name", GRAMS)
 def test_signatures_on_shared_points(name):
-    # checks: prp-distance-signature, E3.4
+    # checks: prp-distance-signature
     gram, signature, conditional = GRAMS[name]
     K = gram(weyl(25, 3, start=6))
     assert spectra.inertia(K, tol=1e-11)[:2] == signature
@@ -324,7 +324,6 @@ def test_signatures_on_shared_points(name):
 
 
 def test_smallest_eigenvalues_on_shared_points():
-    # checks: E3.4
     x = weyl(25, 3, start=6)
     for kernel, smallest in ((EDP(), 1.688387608e-4), (RBF(), 1.243473613e-4), (-L2Squared(scale=1.0), -50.93476850222),
                              (-kernels.L2(scale=1.0), -32.61215019985)):
@@ -332,7 +331,7 @@ def test_smallest_eigenvalues_on_shared_points():
 
 
 def test_gaussian_kernel_on_tokens():
-    # checks: prp-rbf-mercer, E3.5
+    # checks: prp-rbf-mercer
     x, W = weyl(25, 3), matrix([0.9, 0.2, 0.0], [-0.3, 1.1, 0.4], [0.1, -0.2, 0.8])
     reflection = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=F64))
     same, scaled, reflected = (RBF()(x @ W, x @ V) for V in (W, 2 * W, W @ reflection))
