@@ -57,6 +57,17 @@ class RKBSPair:
         default the matrix's larger side times the machine precision.  Features that are tiny, as those of high degree
         are, may so be taken for dependent ones.
 
+    Attributes
+    ----------
+    phi, psi : Tensor
+        The features.
+    dimension_x, dimension_y : int
+        Dimensions of the two spaces.
+    null_x, null_y : Tensor
+        Rows that span the coefficients of the function 0 of the first and of the second space.
+    is_reduced : bool
+        Whether it came from :meth:`reduced`.
+
     Raises
     ------
     TypeError
