@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
+import nbformat
 import notebooks
 import pytest
-from chapters import expanded, is_chapter
+from chapters import expanded, is_chapter, normalise
 
 HEAD = """\
 ---
@@ -38,6 +39,17 @@ def test_a_second_run_changes_nothing(tmp_path):
     assert b"dropped\\n" not in first[0]
     assert json.loads(first[1])["chapter"]["versions"].keys() >= {"python", "torch", "jupyter-book"}
     assert sorted(file.name for file in tmp_path.iterdir()) == ["chapter.ipynb", "chapter.md", "execution.json"]
+
+
+def test_what_a_busy_machine_prints_in_pieces_is_one_piece():
+    def printed(text, name="stdout"):
+        return nbformat.v4.new_output("stream", name=name, text=text)
+
+    cell = nbformat.v4.new_code_cell("loop()")
+    cell.outputs = [printed("a\n"), printed("dropped", "stderr"), printed("b\n"),
+                    nbformat.v4.new_output("display_data", data={"text/plain": "x"}), printed("c\n")]
+    normalise(nbformat.v4.new_notebook(cells=[cell]))
+    assert [output.get("text") for output in cell.outputs] == ["a\nb\n", None, "c\n"]
 
 
 def test_a_chapter_that_fails_leaves_its_notebook_as_it_was(tmp_path):

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jupytext
@@ -163,11 +163,22 @@ def normalise(nb: NotebookNode) -> NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
-        cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+        cell.outputs = _joined(o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr"))
         for output in cell.outputs:
             if len(output.get("data", {})) > 1:
                 output.data.pop(WIDGET_VIEW, None)
     return nb
+
+
+def _joined(outputs: Iterable[NotebookNode]) -> list[NotebookNode]:
+    """Outputs with what was printed in one go in one piece: a busy machine sends it in several."""
+    joined: list[NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" == joined[-1].output_type and output.name == joined[-1].name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def without_outputs(nb: NotebookNode) -> NotebookNode:
