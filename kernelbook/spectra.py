@@ -10,7 +10,7 @@ not, returns two tokens that prove it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -502,53 +502,65 @@ def mercer_on_tokens(
         why = "A has a negative eigenvalue" if skew <= tol else "the symmetric part of A has a negative eigenvalue"
         # x'Ax = -1 in the exponent: the pair 0, x has off-diagonal 1 and diagonal 1, 1/e.
         x = eigenvectors[:, 0] / (-smallest * size * scale) ** 0.5
-        pair = torch.stack([torch.zeros_like(x), x])
+        pairs = iter([torch.stack([torch.zeros_like(x), x])])
     else:
         why = "A is not symmetric"
-        pair = _skew_pair(S * size * scale, J * size * scale)
-    log_sizes, value = _two_point_form(pair, W_q, W_k, scale)
-    if not value < 0:
+        pairs = _skew_pairs(S * size * scale, J * size * scale)
+    certificate = _best_certificate(pairs, W_q, W_k, scale)
+    if certificate is None:
         raise ValueError(f"tol = {tol:.3g} is below the rounding errors of these matrices ({numbers}); raise it")
+    pair, log_sizes, value = certificate
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64, device=A.device)
     return MercerVerdict(False, f"{why} ({numbers}, in units of the norms of the maps)", skew, smallest, tol,
                          pair, signs * log_sizes.exp(), log_sizes, value)
 
 
-def _skew_pair(S: Tensor, J: Tensor) -> Tensor:
-    r"""Two points :math:`x,\,x+h` with :math:`h^{\mathsf T}Sh<2\log\cosh(x^{\mathsf T}Jh)`, for :math:`J\neq0`."""
+def _skew_pairs(S: Tensor, J: Tensor) -> Iterator[Tensor]:
+    r"""Pairs of points :math:`x,\,x+h` that should have :math:`h^{\mathsf T}Sh<2\log\cosh(x^{\mathsf T}Jh)`."""
     # In coordinates where S is the identity, the plane in which J is largest, nu, holds the two directions p and q:
     # x = alpha p, h = beta q gives h'Sh = beta^2 and x'Jh = alpha beta nu.  S may be singular, so that a multiple of
-    # the identity is added; the smaller, the longer the points, but the smaller the numbers in the exponent.
+    # the identity is added; the smaller, the longer the points, but the smaller the numbers in the exponent, until
+    # the zeros of S are so magnified that rounding errors in J are all that is left of it.
     eigenvalues, vectors = torch.linalg.eigh(S)
-    size = torch.linalg.matrix_norm(J, 2)
-    best, least = None, math.inf
-    for shrink in 10.0 ** torch.arange(0, -13, -2):
-        root = vectors * (eigenvalues.clamp(min=0) + shrink * size).rsqrt() @ vectors.T
+    eigenvalues = eigenvalues.clamp(min=0)
+    skew = torch.linalg.matrix_norm(J, 2).item()
+    added = max(eigenvalues[-1].item(), skew)
+    while added > 1e-12 * skew:
+        root = vectors * (eigenvalues + added).rsqrt() @ vectors.T
         U, singular, Vh = torch.linalg.svd(root @ J @ root)
         x = root @ U[:, 0] * (1.5 / singular[0])
-        h = root @ Vh[0] * 1.2
-        pair = torch.stack([x, x + h])
-        largest = torch.einsum("im,mn,in->i", pair, S, pair).abs().max().item()
-        if largest < 0.99 * least:
-            best, least = pair, largest
-        if least < 300:                         # the kernel at these points is far from overflow
-            break
-    return best
+        yield torch.stack([x, x + root @ Vh[0] * 1.2])
+        added /= 100
 
 
-def _two_point_form(pair: Tensor, W_q: Tensor, W_k: Tensor, scale: float) -> tuple[Tensor, float]:
-    r"""Logarithms of :math:`\kappa(x_i,x_i)^{-1/2}`, and the form with these coefficients, of signs 1 and -1.
+def _best_certificate(
+    pairs: Iterator[Tensor], W_q: Tensor, W_k: Tensor, scale: float
+) -> tuple[Tensor, Tensor, float] | None:
+    r"""Of the pairs of points that violate the inequality, the one at which the kernel's logarithms are smallest.
 
-    It is :math:`2-(\kappa(x,y)+\kappa(y,x))/\sqrt{\kappa(x,x)\kappa(y,y)}`.  The points and maps are taken as exact,
-    and the exponents, which nearly cancel, are computed with 40 digits more than they have before the point.
+    With the coefficients :math:`\pm\kappa(x_i,x_i)^{-1/2}` the form is
+    :math:`2-(\kappa(x,y)+\kappa(y,x))/\sqrt{\kappa(x,x)\kappa(y,y)}`.  The points and maps are taken as exact, and the
+    exponents, which nearly cancel, are computed with 40 digits more than they have before the point.
     """
     import mpmath
 
-    largest = (pair @ W_q).norm(dim=1).max() * (pair @ W_k).norm(dim=1).max() * scale
-    with mpmath.workdps(40 + max(0, math.ceil(math.log10(max(largest.item(), 1.0))))):
-        q, k = ([[mpmath.fdot(x, column) for column in W.T.tolist()] for x in pair.tolist()] for W in (W_q, W_k))
-        logit = [[mpmath.fdot(a, b) * mpmath.mpf(scale) for b in k] for a in q]
-        half = (logit[0][0] + logit[1][1]) / 2
-        value = 2 - mpmath.exp(logit[0][1] - half) - mpmath.exp(logit[1][0] - half)
-        log_sizes = [float(-logit[i][i] / 2) for i in range(2)]
-        return torch.tensor(log_sizes, dtype=torch.float64, device=pair.device), float(value)
+    maps = [[list(map(mpmath.mpf, column)) for column in W.T.tolist()] for W in (W_q, W_k)]
+    best = None
+    for pair in pairs:
+        largest = (pair @ W_q).norm(dim=1).max() * (pair @ W_k).norm(dim=1).max() * scale
+        with mpmath.workdps(40 + max(0, math.ceil(math.log10(max(largest.item(), 1.0))))):
+            points = [list(map(mpmath.mpf, x)) for x in pair.tolist()]
+            q, k = ([[mpmath.fdot(x, column) for column in W] for x in points] for W in maps)
+            logit = [[mpmath.fdot(a, b) * mpmath.mpf(scale) for b in k] for a in q]
+            half = (logit[0][0] + logit[1][1]) / 2
+            value = 2 - mpmath.exp(logit[0][1] - half) - mpmath.exp(logit[1][0] - half)
+        if not value < -0.1:
+            if best is not None:                # beyond this only rounding errors
+                break
+            continue
+        log_sizes = torch.tensor([float(-logit[i][i] / 2) for i in range(2)], dtype=torch.float64, device=pair.device)
+        if best is None or log_sizes.abs().max() < 0.99 * best[1].abs().max():
+            best = pair, log_sizes, float(value)
+        if log_sizes.abs().max() < 150:         # the kernel at these points is far from overflow
+            break
+    return best

@@ -260,6 +260,17 @@ def test_a_positive_definite_symmetric_part_is_not_enough(skew):
     assert (verdict.log_sizes.abs().max() > 300) == (skew < 0.05)
 
 
+@pytest.mark.parametrize("skew", [1e-2, 1e-6, 1e-10])
+def test_zeros_of_a_wide_head_are_not_taken_for_violations(skew):
+    """S has zeros in exact arithmetic, and rounding errors there; the tokens must not use them."""
+    # checks: thm-mercer
+    W, P = randn(6, 40, 8), torch.diag(torch.arange(8, dtype=F64))
+    P[6, 7], P[7, 6] = skew, -skew
+    verdict = spectra.mercer_on_tokens(W, W @ P)
+    assert not verdict.mercer and verdict.value < -0.5 and "not symmetric" in verdict.reason
+    assert float(exact_form(verdict, W, W @ P, 8 ** -0.5)) == pytest.approx(verdict.value, rel=1e-9)
+
+
 def test_violations_within_the_tolerance_are_not_reported():
     W = randn(3, 4, 4)
     nearly = W + 1e-9 * randn(4, 4, 4)
