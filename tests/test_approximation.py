@@ -208,7 +208,7 @@ def test_separation():
 # ------------------------------------------------------------------------- the hull
 
 def test_bound_is_attained():
-    # checks: E4.2
+    # checks: thm-hull, E4.2
     theta = tensor(0.5, 0.3, 0.2)
     assert abs(hull_bound(theta) - 0.263151380158) < 1e-9
     others = tensor([1.0, 0.2], [-0.7, 0.9], [0.1, -1.3])
