@@ -259,7 +259,8 @@ def results_list(folder: Annotated[Path, typer.Argument(help="Where the records 
     """A table of the records in a folder."""
     from .results import load, table
 
-    paths = sorted(p for p in folder.rglob("*.json"))
+    # Tables of other kinds, such as the word associations, lie beside the records and say so.
+    paths = sorted(p for p in folder.rglob("*.json") if '"kind":' not in p.read_text("utf8", "replace")[:100])
     if not paths:
         raise ValueError(f"no record lies in {folder}; name the folder of some, as in kernelbook results list runs")
     rows = table(load(p) for p in paths)
