@@ -77,10 +77,10 @@ class BanachRegressor(RegressorMixin, _Banach):
 
     Attributes
     ----------
-    coef_ : array, shape (D,)
-        Coefficients of the features.
-    dual_coef_ : array, shape (n,)
-        The dual solution; for the squared loss the residuals ``y - f(x)``.
+    coef_ : array
+        Of shape ``(D,)``.  Coefficients of the features.
+    dual_coef_ : array
+        Of shape ``(n,)``.  The dual solution; for the squared loss the residuals ``y - f(x)``.
     norm_ : float
         Of the function.
     objective_, duality_gap_ : float
@@ -96,8 +96,10 @@ class BanachRegressor(RegressorMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (n, d)
-        y : array_like, shape (n,)
+        X : array_like
+            Of shape ``(n, d)``.
+        y : array_like
+            Of shape ``(n,)``.
 
         Returns
         -------
@@ -124,11 +126,13 @@ class BanachRegressor(RegressorMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (m, d)
+        X : array_like
+            Of shape ``(m, d)``.
 
         Returns
         -------
-        array, shape (m,)
+        array
+            Of shape ``(m,)``.
         """
         return self._values(X)
 
@@ -137,7 +141,7 @@ class BanachClassifier(ClassifierMixin, _Banach):
     """Classification into two classes by the sign of the function that minimises loss plus penalty.
 
     The problem is that of :class:`BanachRegressor`, with labels -1 and +1 for the two classes in sorted order.
-    For more classes wrap it in :class:`sklearn.multiclass.OneVsRestClassifier`.
+    For more classes wrap it in ``sklearn.multiclass.OneVsRestClassifier``.
 
     Parameters
     ----------
@@ -148,7 +152,8 @@ class BanachClassifier(ClassifierMixin, _Banach):
 
     Attributes
     ----------
-    classes_ : array, shape (2,)
+    classes_ : array
+        Of shape ``(2,)``.
     coef_, dual_coef_, norm_, objective_, duality_gap_, n_iter_
         As in :class:`BanachRegressor`.
     """
@@ -166,9 +171,10 @@ class BanachClassifier(ClassifierMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (n, d)
-        y : array_like, shape (n,)
-            Labels of any kind, of two classes.
+        X : array_like
+            Of shape ``(n, d)``.
+        y : array_like
+            Of shape ``(n,)``.  Labels of any kind, of two classes.
 
         Returns
         -------
@@ -204,11 +210,13 @@ class BanachClassifier(ClassifierMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (m, d)
+        X : array_like
+            Of shape ``(m, d)``.
 
         Returns
         -------
-        array, shape (m,)
+        array
+            Of shape ``(m,)``.
         """
         return self._values(X)
 
@@ -217,11 +225,13 @@ class BanachClassifier(ClassifierMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (m, d)
+        X : array_like
+            Of shape ``(m, d)``.
 
         Returns
         -------
-        array, shape (m,)
+        array
+            Of shape ``(m,)``.
         """
         positive = self.decision_function(X) > 0
         return self.classes_[positive.astype(int)]
@@ -237,11 +247,13 @@ class BanachClassifier(ClassifierMixin, _Banach):
 
         Parameters
         ----------
-        X : array_like, shape (m, d)
+        X : array_like
+            Of shape ``(m, d)``.
 
         Returns
         -------
-        array, shape (m, 2)
+        array
+            Of shape ``(m, 2)``.
         """
         f = self.decision_function(X)
         return np.stack([expit(-f), expit(f)], axis=1)

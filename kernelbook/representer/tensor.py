@@ -34,12 +34,13 @@ def tensor_kernel(x1: ArrayLike, x2: ArrayLike, x3: ArrayLike, x4: ArrayLike) ->
 
     Parameters
     ----------
-    x1, x2, x3, x4 : array_like, shape (..., d)
-        Points; leading axes broadcast.
+    x1, x2, x3, x4 : array_like
+        Of shape ``(..., d)``.  Points; leading axes broadcast.
 
     Returns
     -------
-    array, shape (...)
+    array
+        Of shape ``(...)``.
 
     References
     ----------
@@ -74,7 +75,8 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
 
     Attributes
     ----------
-    dual_coef_ : array, shape (n,)
+    dual_coef_ : array
+        Of shape ``(n,)``.
     norm_ : float
         Of the function, :math:`\|f\|_{4/3}`.
     objective_, duality_gap_ : float
@@ -91,8 +93,10 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array_like, shape (n, d)
-        y : array_like, shape (n,)
+        X : array_like
+            Of shape ``(n, d)``.
+        y : array_like
+            Of shape ``(n,)``.
 
         Returns
         -------
@@ -166,11 +170,13 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array_like, shape (m, d)
+        X : array_like
+            Of shape ``(m, d)``.
 
         Returns
         -------
-        array, shape (m,)
+        array
+            Of shape ``(m,)``.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
