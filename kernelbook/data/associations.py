@@ -18,7 +18,8 @@ With :math:`s=0` this is the pointwise mutual information.
 
 **Selection** (``measure``). Of the words that occur in enough sentences, :math:`a` and :math:`b` are *partners* if each
 is the other's strongest associate by the log-likelihood ratio of T. Dunning (Computational Linguistics 19, 1993) among
-the words that occur together more often than expected, and if :math:`2n_{ab}/(n_a+n_b)\ge\frac12`. Those with the
+the words that occur together more often than expected, if :math:`2n_{ab}/(n_a+n_b)\ge\frac12`, and if their association
+reaches the threshold. Those with the
 largest ratio are kept; the i-th source word and the i-th target word of the table are partners.
 
 ::
@@ -201,7 +202,8 @@ def measure(
             best_of_source[a] = max(best_of_source.get(a, (0.0, "")), (ratio, b))
             best_of_target[b] = max(best_of_target.get(b, (0.0, "")), (ratio, a))
     partners = [(ratio, a, b) for a, (ratio, b) in best_of_source.items()
-                if best_of_target[b][1] == a and 2 * both[a, b] >= least_overlap * (source[a] + target[b])]
+                if best_of_target[b][1] == a and 2 * both[a, b] >= least_overlap * (source[a] + target[b])
+                and log_ratio(both[a, b], source[a], target[b], n) >= threshold]
     if not partners:
         raise ValueError(f"{n} pairs of sentences have no two words that occur in at least {least_sentences} of them "
                          "and are each other's strongest associates; give more text, or ask for less")

@@ -570,7 +570,7 @@ def solve_trace_norm(
        =\min_{F,G}\ \sum_{ij}\ell(z_{ij},a_i^{\mathsf T}FG^{\mathsf T}b_j)
        +\frac\alpha2\bigl(\lVert F\rVert^2+\lVert G\rVert^2\bigr),
 
-    where :math:`a_i` and :math:`b_j` are the rows of ``A_x`` and ``A_y``, and :math:`F`, :math:`G` have ``rank``
+    where :math:`a_i`, :math:`b_j` are the rows of ``A_x`` and ``A_y``, and :math:`F`, :math:`G` have ``rank``
     columns, at most; with ``rank=None`` as many as it takes, and the problem is convex.  With a bound it is searched in
     the factors, by a quasi-Newton method that starts along the leading singular vectors of the gradient at 0.  Without a
     bound, the squared loss is solved by splitting (ADMM): the loss is a diagonal problem in the right coordinates, and
