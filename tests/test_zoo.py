@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from kernelbook import attend, kernels
+from kernelbook.approximation import hull_weights
 from kernelbook.attention import weights
 from kernelbook.kernels import (
     EDP,
@@ -115,12 +116,13 @@ INFINITE = [L2(scale=1.0), Intersection(scale=1.0), ExponentiatedIntersection(sc
 @pytest.mark.parametrize("kernel", INFINITE, ids=repr)
 def test_kernels_with_a_kink_have_full_rank_on_a_common_line(kernel):
     # checks: prp-zoo-ranks, prp-intersection-collapse
-    line = torch.linspace(-1, 1, 60, dtype=F64)[:, None] * f64([1, 0, 0]) + 0.3
+    direction = f64([2, -1, 2]) / 3         # no axis, and coordinates that rise and fall
+    line = torch.linspace(-1, 1, 60, dtype=F64)[:, None] * direction + 0.3
     between = line[1:] - (line[1] - line[0]) / 3
     assert kernel.feature_dimension(3) == math.inf
     assert gaps(kernel, line, line)[-1] > 1e-5 and gaps(kernel, line, between)[-1] > 1e-5
-    # the control: apart from the common line, the same kernels on the same number of points
-    separated = gaps(kernel, line, line + f64([3, 0, 0]))
+    # the control: apart from each other on that line, the same kernels on the same number of points
+    separated = gaps(kernel, line, line + 3 * direction)
     assert separated[2] < 1e-13
     smooth = gaps(EDP(scale=1.0), line, line)
     assert smooth[20] < 1e-13, "EDP: nonsingular too, but float64 cannot see it"
@@ -251,6 +253,28 @@ def test_gauge_family():
     assert apart(weights(*unscaled, "rbf"), weights(q, k, "edp")) > 0.01, "the root of d + 1 is not that of d"
 
 
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_the_least_widths(d):
+    # checks: cor-gauge-family
+    q, k = draw(0, 30, d), 0.3 * draw(1, 30, d) + 2             # keys in a ball that does not contain 0
+    for kernel, least in ((EDP(), d), (RBF(), d + 1), (EDP() * RBF(), d + 1)):
+        logits = kernel.log_gram(q, k)                          # attention sees them up to a function of the query
+        s = torch.linalg.svdvals(logits - logits.mean(1, keepdim=True))
+        assert s[least - 1] > 1e-3 * s[0] and s[least] < 1e-13 * s[0], kernel
+    s = torch.linalg.svdvals(RBF().log_gram(q, k))              # the kernel itself takes one more
+    assert s[d + 1] > 1e-5 * s[0] and s[d + 2] < 1e-13 * s[0]
+
+
+@given(seed=st.integers(0, 99), d=st.integers(1, 4))
+def test_dot_products_as_a_limit_of_distances(seed, d):
+    # checks: cor-gauge-family
+    q, k = draw(seed, 6, d), draw(seed + 1, 9, d)
+    wanted, longest = weights(q, k, "edp"), k.square().sum(1).max().item()
+    for eps in (0.3, 0.1, 0.01):        # no further coordinate: the price of a key becomes small, and never 0
+        error = tv(weights(q / eps, eps * k, "rbf"), wanted).max().item()
+        assert 1e-7 < error <= math.tanh(eps**2 * longest / (8 * d**0.5)) + 1e-12
+
+
 THETA = f64(0.5, 0.3, 0.2)
 CORNERS = f64([1.3, -0.4], [-0.6, 1.1], [-0.9, -1.0])
 BOUND = 1 / (1 + math.exp((-THETA * THETA.log()).sum().item()))
@@ -296,6 +320,31 @@ def test_hull_with_several_representations():
     two_corners = 1 / (1 + math.exp(math.log(2)))
     assert largest(torch.cat([square, f64([0, 0])])) < two_corners - 0.1, "one entropy is a bound, the largest is sharp"
 
+    # a key on a side of the square: the supremum is approached, and not attained
+    keys = torch.cat([square, f64([1, 0.5])])
+    supremum = 1 / (1 + math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
+    w = [weights(f64([r, math.log(3) / 2]), keys, EDP(scale=1.0))[0, 4].item() for r in (1, 2, 4, 16)]
+    assert w == sorted(w) and w[2] < supremum - 1e-5 and w[3] == pytest.approx(supremum, abs=1e-13)
+    assert weights(10 * draw(0, 5000, 2), keys, EDP(scale=1.0))[:, 4].max() <= supremum
+    assert hull_weights(keys, 4).bound == pytest.approx(supremum, abs=1e-9)
+
+
+@given(seed=st.integers(0, 999), d=st.integers(1, 3), m=st.integers(2, 6))
+def test_hull_bounds_of_random_mixtures(seed, d, m):
+    # checks: thm-hull
+    others, theta = draw(seed, m, d), draw(seed + 1, m).square() + 1e-3
+    theta = theta / theta.sum()
+    keys = torch.cat([others, theta[None] @ others])
+    entropy = -(theta * theta.log()).sum().item()
+    queries = torch.cat([size * draw(seed + 2, 200, d) for size in (0.3, 3.0, 30.0)])
+    assert weights(queries, keys, EDP())[:, -1].max() <= 1 / (1 + math.exp(entropy)) + 1e-12
+    best = hull_weights(keys, m)
+    assert best.inside and best.bound <= 1 / (1 + math.exp(entropy)) + 1e-9
+    spread_of = (theta @ (others - keys[-1:]).square().sum(1)).item()
+    for sigma in (0.5, 1.0, 2.0):               # the Gaussian kernel, at a fixed bandwidth
+        limit = 1 / (1 + math.exp(entropy - spread_of / (2 * sigma**2)))
+        assert weights(queries, keys, RBF(bandwidth=sigma))[:, -1].max() <= limit + 1e-12
+
 
 def test_signed_weights():
     # checks: prp-signed-lebesgue, prp-zoo-prices, E4.3
@@ -309,9 +358,9 @@ def test_signed_weights():
 
     for wanted in (1e2, 1e4):       # repeat the two keys until the sum is small against the terms
         n = math.ceil(wanted)
-        m = next(m for m in (math.floor(n / 0.9), math.floor(n / 0.9) + 1) if abs(n - 0.9 * m) > 1e-9)
+        m = math.floor(n / 0.9) + 1
         many = torch.cat([k[:1].expand(n, -1), k[1:].expand(m, -1)])
-        assert weights(q, many, "linear", normaliser="signed-sum").abs().sum() > wanted
+        assert weights(q, many, "linear", normaliser="signed-sum").abs().sum() > 2 * wanted
 
 
 @given(seed=st.integers(0, 999))
