@@ -212,6 +212,9 @@ def test_tolerance_decides_the_rank():
     nearly = f64([[1.0, 0.0], [1.0, 1e-10]])
     assert RKBSPair(nearly, nearly).compatible
     assert not RKBSPair(nearly, nearly, rtol=1e-8).compatible
+    flat, steep = f64([[1.0, 0, 0], [0, 1, 0]]), f64([[1.0, 0, 0], [0, 1e-10, 1]])     # almost orthogonal planes
+    assert RKBSPair(flat, steep).reduced().dimension_x == 2
+    assert RKBSPair(flat, steep, rtol=1e-8).reduced().dimension_x == 1
     assert RKBSPair(1e-20 * PHI, 1e20 * PSI).compatible                     # it is relative
 
 
@@ -227,6 +230,7 @@ def test_tolerance_decides_the_rank():
     (lambda: RKBSPair(PHI, PSI).norm_x(V), ValueError, "5 points of the first set"),
     (lambda: RKBSPair(PHI, PSI).norm_y(torch.stack([PSI @ U, f64([1, 0, 0, 0])])), ValueError, "up to 0.0?"),
     (lambda: RKBSPair(PHI, PSI).norm_y(f64([1, 0, 0, 0])), ValueError, "g is not in the space of the second set"),
+    (lambda: RKBSPair(PHI, PSI).norm_y(PSI @ U + f64([1e-6, 0, 0, 0])), ValueError, "not in the space"),
 ])
 def test_refusals(make, error, says):
     with pytest.raises(error, match=says):
