@@ -101,12 +101,16 @@ class Problem:
         penalty = self.alpha / self.dual_p * (np.abs(self.scaled(c)) ** self.dual_p).sum()
         return float(self.loss.conjugate(-c, self.y).sum() + penalty)
 
-    def certify(self, v: NDArray, c: NDArray) -> float:
+    def mismatch(self, v: NDArray, c: NDArray) -> float:
+        """The part of the gap that the penalty contributes: 0 if and only if v are the coefficients of c."""
         t, p, r = self.scaled(c), self.p, self.dual_p
         norms = np.maximum(np.abs(v) ** p / p + np.abs(t) ** r / r - v * t, 0.0)
         # Where v is the power of t up to rounding the term is of the order of eps², which the subtraction cannot show
         norms[np.abs(v - power(t, r - 1)) <= 4 * np.finfo(float).eps * np.abs(v)] = 0.0
-        gap = float(self.loss.defect(self.A @ v, -c, self.y).sum() + self.alpha * norms.sum())
+        return self.alpha * float(norms.sum())
+
+    def certify(self, v: NDArray, c: NDArray) -> float:
+        gap = float(self.loss.defect(self.A @ v, -c, self.y).sum()) + self.mismatch(v, c)
         return math.inf if math.isnan(gap) else gap
 
 
@@ -226,10 +230,8 @@ def solve(A: ArrayLike, y: ArrayLike, *, loss: str | Loss = "squared", p: float,
 class _Best:
     """The best pair so far, and whether it is worth while to go on."""
 
-    patience = 150
-
-    def __init__(self, problem: Problem, tol: float):
-        self.problem, self.tol = problem, tol
+    def __init__(self, problem: Problem, tol: float, patience: int = 150, polish: bool = True):
+        self.problem, self.tol, self.patience, self.polish = problem, tol, patience, polish
         self.gap, self.pair, self.idle = math.inf, None, 0
 
     def offer(self, v: NDArray, c: NDArray) -> bool:
@@ -239,7 +241,7 @@ class _Best:
         if self.pair is None or gap < last:
             self.gap, self.pair = gap, (v, c)
         close = self.gap <= self.tol * self.problem.primal(self.pair[0])
-        return self.gap == 0 or self.idle > self.patience or (close and gap > 0.1 * last)
+        return self.gap == 0 or self.idle > self.patience or (close and (gap > 0.1 * last or not self.polish))
 
 
 def _solve_spd(H: NDArray, rhs: NDArray) -> NDArray:
@@ -378,8 +380,8 @@ def _primal_newton(problem: Problem, tol: float, max_iter: int, loss: Loss | Non
                    start: NDArray | None = None, settled: float | None = None):
     """Newton on the primal, for p > 2 and a smooth loss, through an n by n system (Woodbury).
 
-    With ``settled`` it stops where the gradient, in the norm of the system, is that small: an inner solve for another
-    loss than the problem's own.
+    With ``settled`` it minimises for another loss than the problem's own, until the part of the gap that does not
+    depend on the loss is that small.
     """
     A, y, alpha, p, r = problem.A, problem.y, problem.alpha, problem.p, problem.dual_p
     loss = loss or problem.loss
@@ -393,9 +395,7 @@ def _primal_newton(problem: Problem, tol: float, max_iter: int, loss: Loss | Non
         f = A @ v
         c = -loss.gradient(f, y)
         t = problem.scaled(c)
-        if settled is None and best.offer(v, c):
-            break
-        if iterations >= max_iter:
+        if iterations >= max_iter or (best.offer(v, c) if settled is None else problem.mismatch(v, c) <= settled):
             break
         iterations += 1
         # Curvature of the penalty at v, but not below that at the coefficients that c asks for: those near zero
@@ -408,8 +408,6 @@ def _primal_newton(problem: Problem, tol: float, max_iter: int, loss: Loss | Non
         w = _solve_spd(np.eye(len(c)) + B @ B.T, root * (A @ (residual / curvature)))
         direction = (residual - A.T @ (root * w)) / curvature
         slope = -float(residual @ direction)
-        if settled is not None and -slope <= settled:
-            break
         step = _descend(lambda s, v=v, d=direction: value(v + s * d), slope)
         if step == 0:
             break
@@ -445,12 +443,16 @@ def _smoothed_newton(problem: Problem, tol: float, max_iter: int):
     lo, hi = problem.box()
     c = _start(problem)
     v = problem.weights(c)
-    rho = max(1e-3, float(np.abs(problem.y - problem.A @ v).mean()))
-    least, best, iterations = 1e-6 * rho, _Best(problem, tol), 0
+    rho = float(np.abs(problem.y - problem.A @ v).mean()) or 1.0
+    best, iterations = _Best(problem, tol, patience=20, polish=False), 0
     while not best.offer(v, c) and iterations < max_iter:
-        gap = best.gap
-        v, c, used = _primal_newton(problem, tol, min(50, max_iter - iterations), _Smoothed(c, rho, lo, hi), v,
-                                    settled=1e-6 * gap)
+        settled = 1e-3 * best.gap
+        v, c, used = _primal_newton(problem, tol, min(50, max_iter - iterations), _Smoothed(c, rho, lo, hi), v, settled)
         iterations += max(used, 1)
-        rho = max(0.2 * rho, least)
+        if problem.mismatch(v, c) <= settled:
+            rho *= 0.2
+        else:                  # rounding errors of predictions are divided by rho
+            rho *= 3.0
+            best.offer(v, c)
+            v, c = best.pair
     return *best.pair, iterations
