@@ -222,6 +222,18 @@ def test_degenerate_quotients():
         assert torch.allclose(big.norm / 1e200, quotient_norm(v, v[:1], p).norm, rtol=1e-12)
 
 
+@pytest.mark.parametrize("p", (1.05, 1.5, 4.0, 8.0, 20.0))
+def test_entries_of_very_different_size(p):
+    # The representer form is an independent answer: J_{p*}(u) is minimal modulo the complement of the rows that u
+    # combines.
+    features = points(6, 4, 60) * 10.0 ** -torch.linspace(0, 14, 60, dtype=torch.float64)
+    u = tensor(1.0, -2.0, 0.5, 1.0) @ features
+    v, N = duality_map(u, conjugate(p)), torch.linalg.svd(features)[2][4:]
+    found = quotient_norm(v + N.sum(0), N, p)
+    assert found.norm.item() == pytest.approx(lp_norm(u, conjugate(p)).item(), rel=1e-11)
+    assert torch.allclose(found.minimiser, v, atol=1e-3) and lp_norm(found.minimiser - v, p) <= found.radius
+
+
 # ------------------------------------------------------------------------- Schur multipliers
 
 def test_the_order_kernel_outgrows_every_hilbert_space():

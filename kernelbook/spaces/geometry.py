@@ -395,7 +395,8 @@ def quotient_norm(v: Float[Tensor, "*batch D"], N: Float[Tensor, "k D"], p: floa
     TypeError
         If ``v`` or ``N`` is not a floating-point tensor or ``p`` not a number.
     RuntimeError
-        If the upper and the lower bound differ by more than 1e-11 of the upper when no step improves them.
+        If the upper and the lower bound differ by more than 1e-11 of the upper when no step improves them.  It may
+        happen for exponents below 1.1 or above 20 if entries differ by many orders of magnitude.
 
     References
     ----------
@@ -442,7 +443,7 @@ def _phi(v: np.ndarray, s: float) -> np.ndarray:
 def _newton(a: np.ndarray, M: np.ndarray, b: np.ndarray, s: float, t: np.ndarray) -> np.ndarray:
     """Minimise :math:`|a + M t|_s^s / s - b·t` over t, for s >= 2 and orthonormal columns M."""
     def slope(length, t, step):
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return step @ (M.T @ _phi(a + M @ (t + length * step), s - 1) - b)
 
     best, best_error = t, math.inf
@@ -454,9 +455,13 @@ def _newton(a: np.ndarray, M: np.ndarray, b: np.ndarray, s: float, t: np.ndarray
             best, best_error, stalled = t, error, 0
         elif (stalled := stalled + 1) == 5:                  # rounding is all that is left
             break
-        hessian = (s - 1) * (M.T * np.abs(r) ** (s - 2)) @ M
         # Where entries of r vanish, so does curvature; least squares then takes the shortest of all Newton steps.
-        step = np.linalg.lstsq(hessian, -gradient, rcond=1e-15)[0]
+        if b.any():
+            hessian = (s - 1) * (M.T * np.abs(r) ** (s - 2)) @ M
+            step = np.linalg.lstsq(hessian, -gradient, rcond=1e-15)[0]
+        else:                   # the same step without squaring: entries of very different size keep their digits
+            root = np.abs(r) ** (s / 2 - 1)
+            step = np.linalg.lstsq(root[:, None] * M, -_phi(r, s / 2) / (s - 1), rcond=1e-12)[0]
         if not gradient @ step < 0:
             break
         # The slope along the step increases: go to its zero, which near vanishing entries lies beyond the step's end.
@@ -483,13 +488,19 @@ def _shortest(v, within, across, p):
     # From exponent 2 to the one wanted in steps, each from where the last one ended.
     above = max(p, conj)
     path = [2.0**k for k in range(1, 64) if 2.0**k < above] + [above]
-    shortest, functional = a, _phi(a, p - 1)
-    if p >= 2:
-        for s in path if within.shape[1] else ():
-            t = within.T @ (shortest - a)
+    if not within.shape[1]:
+        shortest, functional = a, _phi(a, p - 1)
+    elif p >= 2:
+        shortest = functional = a
+        for s in path:
+            # Small entries of the minimiser grow with the exponent, so the last minimiser may have too little curvature
+            # to start from; the one that the last functional suggests has more.
+            guess = _phi(functional, 1 / (s - 1))
+            guess *= functional @ a / (functional @ guess)
+            t = min((within.T @ (r - a) for r in (guess, shortest)), key=lambda t, s=s: _norm(a + within @ t, s))
             shortest = a + within @ _newton(a, within, np.zeros_like(t), s, t)
-        functional = across @ (across.T @ _phi(shortest / _norm(shortest, p), p - 1))
-    elif within.shape[1]:
+            functional = across @ (across.T @ _phi(shortest / _norm(shortest, s), s - 1))
+    else:
         # The dual problem: minimise |w|^s/s - <w, a> over w that vanish on N.  Then phi_{s-1}(w) is the minimiser.
         functional = a
         for s in path:
