@@ -51,6 +51,9 @@ def asymmetry(K: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
         If ``K`` is not a floating tensor of square matrices, or not finite.
     """
     _check_matrix(K, square=True)
+    # The squares in a norm overflow or vanish where the entries are exponentials of large logits.
+    largest = K.abs().amax((-2, -1), keepdim=True)
+    K = K / torch.where(largest == 0, 1.0, largest)
     whole = torch.linalg.matrix_norm(K)
     return torch.linalg.matrix_norm(K - K.mT) / 2 / torch.where(whole == 0, 1.0, whole)
 
@@ -216,7 +219,8 @@ def _check_matrix(K: Tensor, square: bool = False, name: str = "K") -> None:
 class LogDeterminant(NamedTuple):
     """A determinant by its sign (1, -1, or 0) and the logarithm of its absolute value.
 
-    ``digits`` is the number of decimal digits with which the same value had come out before they were doubled.
+    ``digits`` is the number of decimal digits with which the same value had come out before they were doubled; for
+    the sign 0, the largest number that was tried, or 0 if a repeated point made it needless to try.
     """
 
     sign: int
@@ -240,7 +244,10 @@ def log_determinant(
     r"""The logarithm of :math:`\lvert\det[\kappa(q_i,k_j)]\rvert`, in multiprecision arithmetic.
 
     The determinant is computed with ``digits`` decimal digits, then with twice as many, and so on, until two results
-    in a row have the same sign and logarithms that agree to :math:`10^{-12}`, absolutely or relatively.
+    in a row have the same sign, not 0, and logarithms that agree to :math:`10^{-12}`, absolutely or relatively.
+    That is strong evidence, not a proof: rounding errors are not enclosed.  With a repeated point the determinant is 0.
+    Any other zero is believed only if it comes out at every number of digits up to ``max_digits``, because entries
+    that are close enough look equal at fewer.
 
     Parameters
     ----------
@@ -255,14 +262,14 @@ def log_determinant(
     Returns
     -------
     LogDeterminant
-        With sign 0 and the logarithm minus infinity if the elimination ends in exact zeros twice.
+        With sign 0 and the logarithm minus infinity if a point is repeated, or every elimination ends in exact zeros.
 
     Raises
     ------
     TypeError
         If there is no multiprecision formula of the kernel, or ``entry`` returns a number of fixed precision.
     ValueError
-        If the numbers of queries and keys differ, or their points are not finite.
+        If the numbers of queries and keys differ, or their points or an entry are not finite.
     ArithmeticError
         If no two results agree, as where the exact matrix is singular and its entries are rounded.
     """
@@ -279,18 +286,24 @@ def log_determinant(
     if not callable(entry):
         raise TypeError(f"kernel must be a kernel, its name, or a function of two tuples, not {type(kernel).__name__}")
 
+    if any(len(set(map(tuple, x.tolist()))) < len(x) for x in (q, k)):      # two equal rows or columns
+        return LogDeterminant(0, -math.inf, 0)
+
     def evaluate(digits: int) -> tuple[int, Any]:
         with mpmath.workdps(digits):
             rows, columns = ([tuple(map(mpmath.mpf, point)) for point in x.tolist()] for x in (q, k))
             return _eliminate([[_as_mpf(entry(x, y)) for y in columns] for x in rows])
 
     sign, log_abs = evaluate(digits)
+    never_else = sign == 0
     while 2 * digits <= max_digits:
         sign_again, log_again = evaluate(2 * digits)
-        same = sign == sign_again and (sign == 0 or abs(log_abs - log_again) <= 1e-12 * max(1, abs(log_again)))
-        if same:
+        if sign == sign_again != 0 and abs(log_abs - log_again) <= 1e-12 * max(1, abs(log_again)):
             return LogDeterminant(sign, float(log_again), digits)
         sign, log_abs, digits = sign_again, log_again, 2 * digits
+        never_else = never_else and sign == 0
+    if never_else:
+        return LogDeterminant(0, -math.inf, digits)
     raise ArithmeticError(f"the determinant has not settled at {digits} digits, where its logarithm to base 10 comes "
                           f"out as {float(log_abs) / math.log(10):.4g}; the matrix may be singular, or max_digits "
                           "(twice the last number that is tried) too small")
@@ -321,6 +334,8 @@ def _as_mpf(value: Any) -> Any:
     import mpmath
 
     if isinstance(value, mpmath.mpf):
+        if not mpmath.isfinite(value):
+            raise ValueError(f"the entry function returned {value}; a determinant needs finite entries")
         return value
     if isinstance(value, int):
         return mpmath.mpf(value)
@@ -450,21 +465,23 @@ def mercer_on_tokens(
         Factor of :math:`q\cdot k` (default :math:`1/\sqrt d`).
     tol : float, optional
         The antisymmetric part of :math:`A` and the negative eigenvalues of the symmetric one are held to be rounding
-        errors up to ``tol`` times :math:`\lVert W_Q\rVert_F\lVert W_K\rVert_F`.  Default: 4 times the larger of ``m``
-        and ``d``, times the machine epsilon of the dtype.  Matrices that were computed in lower precision than they
-        are stored in need a larger one.
+        errors up to ``tol`` times :math:`\lVert W_Q\rVert_F\lVert W_K\rVert_F`; below 1, as neither is ever larger.
+        Default: the mean machine epsilon of the two dtypes, which is what rounding the entries of two matrices can do,
+        and for what is computed here, in float64, 4 times the larger of ``m`` and ``d``, times its epsilon.
+        Matrices that were computed in lower precision than they are stored in need a larger one.  In bfloat16
+        the default is nearly as large as a violation of random heads, which is about ``1/d``.
 
     Returns
     -------
     MercerVerdict
-        A negative verdict is proved by its two tokens.  A positive one means that no violation is larger than
-        rounding errors of the matrices; ``reason`` says how far they are from the criterion.
+        A negative verdict is proved by its two tokens, for the maps as they are stored.  A positive one means that no
+        violation is larger than ``tol``; ``reason`` says how far the maps are from the criterion.
 
     Raises
     ------
     TypeError, ValueError
-        If the matrices are not finite floating tensors of one shape, the scale is not positive, or ``tol`` is so
-        small that rounding errors were taken for violations.
+        If the matrices are not finite floating tensors of one shape, the scale is not positive, or ``tol`` is not
+        between 0 and 1, or so small that rounding errors were taken for violations.
 
     References
     ----------
@@ -481,31 +498,35 @@ def mercer_on_tokens(
     elif not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale must be a positive number or None (1/sqrt(d)), not {scale!r}")
     if tol is None:
-        tol = 4 * max(m, d) * max(torch.finfo(W.dtype).eps for W in (W_q, W_k))
-    elif not tol > 0:
-        raise ValueError(f"tol must be positive or None, not {tol!r}: symmetry is never exact in floating point")
+        tol = (sum(torch.finfo(W.dtype).eps for W in (W_q, W_k)) / 2
+               + 4 * max(m, d) * torch.finfo(torch.float64).eps)
+    elif not 0 < tol < 1:
+        raise ValueError(f"tol must lie between 0 and 1, or be None, not {tol!r}: symmetry is never exact in floating "
+                         "point, and no head violates it by more than 1 in the units of tol")
     W_q, W_k = W_q.detach().double(), W_k.detach().double()
 
-    size = (torch.linalg.matrix_norm(W_q) * torch.linalg.matrix_norm(W_k)).item()
-    if size == 0:
+    norms = [_norm(W) for W in (W_q, W_k)]
+    if 0 in norms:
         return MercerVerdict(True, "A = 0, so the kernel is the constant 1", 0.0, 0.0, tol)
-    A = W_q @ W_k.T / size                      # entries of A carry errors of a few eps in this unit
+    A = (W_q / norms[0]) @ (W_k / norms[1]).T   # entries of A carry errors of a few eps in this unit
+    # Tokens times this make x'Ay the exponent; factor by factor, since the product of the norms may overflow.
+    unit = norms[0] ** -0.5 * norms[1] ** -0.5 * scale ** -0.5
     S, J = _symmetric_part(A), (A - A.T) / 2
     eigenvalues, eigenvectors = torch.linalg.eigh(S)
     smallest, skew = eigenvalues[0].item(), torch.linalg.matrix_norm(J, 2).item()
     numbers = f"smallest eigenvalue {smallest:.3g}, antisymmetric part {skew:.3g}, tolerance {tol:.3g}"
     if smallest >= -tol and skew <= tol:
-        exact = "" if smallest >= 0 and skew == 0 else ", up to rounding"
+        exact = "" if smallest >= 0 and skew == 0 else ", up to the tolerance"
         return MercerVerdict(True, f"A is symmetric without negative eigenvalues{exact} ({numbers}, in units of the "
                                    "norms of the maps)", skew, smallest, tol)
     if smallest < -tol:
         why = "A has a negative eigenvalue" if skew <= tol else "the symmetric part of A has a negative eigenvalue"
         # x'Ax = -1 in the exponent: the pair 0, x has off-diagonal 1 and diagonal 1, 1/e.
-        x = eigenvectors[:, 0] / (-smallest * size * scale) ** 0.5
+        x = eigenvectors[:, 0] * unit / (-smallest) ** 0.5
         pairs = iter([torch.stack([torch.zeros_like(x), x])])
     else:
         why = "A is not symmetric"
-        pairs = _skew_pairs(S * size * scale, J * size * scale)
+        pairs = (unit * pair for pair in _skew_pairs(S, J))
     certificate = _best_certificate(pairs, W_q, W_k, scale)
     if certificate is None:
         raise ValueError(f"tol = {tol:.3g} is below the rounding errors of these matrices ({numbers}); raise it")
@@ -513,6 +534,12 @@ def mercer_on_tokens(
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64, device=A.device)
     return MercerVerdict(False, f"{why} ({numbers}, in units of the norms of the maps)", skew, smallest, tol,
                          pair, signs * log_sizes.exp(), log_sizes, value)
+
+
+def _norm(W: Tensor) -> float:
+    """The Frobenius norm, of entries of any size."""
+    largest = W.abs().max().item()
+    return largest * torch.linalg.matrix_norm(W / largest).item() if largest else 0.0
 
 
 def _skew_pairs(S: Tensor, J: Tensor) -> Iterator[Tensor]:
@@ -547,8 +574,8 @@ def _best_certificate(
     maps = [[list(map(mpmath.mpf, column)) for column in W.T.tolist()] for W in (W_q, W_k)]
     best = None
     for pair in pairs:
-        largest = (pair @ W_q).norm(dim=1).max() * (pair @ W_k).norm(dim=1).max() * scale
-        with mpmath.workdps(40 + max(0, math.ceil(math.log10(max(largest.item(), 1.0))))):
+        largest = (pair @ W_q).abs().max().item() * (pair @ W_k).abs().max().item() * scale
+        with mpmath.workdps(40 + max(0, math.ceil(math.log10(max(largest, 1.0))))):
             points = [list(map(mpmath.mpf, x)) for x in pair.tolist()]
             q, k = ([[mpmath.fdot(x, column) for column in W] for x in points] for W in maps)
             logit = [[mpmath.fdot(a, b) * mpmath.mpf(scale) for b in k] for a in q]

@@ -38,6 +38,7 @@ def test_asymmetry_is_the_share_of_the_antisymmetric_part():
     shares = spectra.asymmetry(torch.stack([S, J, 3 * S + J, torch.zeros(2, 2, dtype=F64)]))
     expected = [0, 1, math.sqrt(8 / (9 * 15 + 8)), 0]
     assert torch.allclose(shares, torch.tensor(expected, dtype=F64), atol=1e-15)
+    assert spectra.asymmetry(torch.stack([1e-200 * J, 1e300 * J])).tolist() == [1, 1]       # squares are out of range
 
 
 @settings(max_examples=30, deadline=None)
@@ -129,7 +130,17 @@ def test_a_vandermonde_determinant():
     assert det.sign == 1 and math.exp(det.log_abs) == pytest.approx(125411328000, rel=1e-12)
     assert spectra.log_determinant(power, nodes.flip(0)[[1, 0, *range(2, 8)]], exponents).sign == -1
     nodes[3] = 1.0
-    assert spectra.log_determinant(power, nodes, exponents)[:2] == (0, -math.inf)
+    assert spectra.log_determinant(power, nodes, exponents) == (0, -math.inf, 0)
+    nodes[3] = -3.0                         # no node is repeated, but in the even powers 3 and -3 are
+    assert spectra.log_determinant(power, nodes, 2 * exponents, max_digits=400) == (0, -math.inf, 400)
+
+
+def test_zeros_of_too_few_digits_are_not_believed():
+    """At 50 and at 100 digits every entry is 1."""
+    x = 1e-60 * torch.arange(1.0, 4.0, dtype=F64)[:, None]
+    det = spectra.log_determinant(EDP(scale=1.0), x, x)
+    # The leading term is the product of the two Vandermonde determinants over 0! 1! 2!.
+    assert det.sign == 1 and det.log10_abs == pytest.approx(math.log10(2 * 2 / 2) - 360, rel=1e-14)
 
 
 @pytest.mark.parametrize("name", kernels.available())
@@ -158,6 +169,8 @@ def test_a_determinant_that_does_not_settle_is_an_error():
 
 def test_entries_of_fixed_precision_are_refused():
     x = weyl(3, 1)
+    with pytest.raises(ValueError, match="finite entries"):
+        spectra.log_determinant(lambda a, b: mpmath.inf, x, x)
     with pytest.raises(TypeError, match="mpmath.exp in the place"):
         spectra.log_determinant(lambda a, b: math.exp(a[0] * b[0]), x, x)
 
@@ -276,11 +289,33 @@ def test_violations_within_the_tolerance_are_not_reported():
     nearly = W + 1e-9 * randn(4, 4, 4)
     assert not spectra.mercer_on_tokens(W, nearly).mercer
     verdict = spectra.mercer_on_tokens(W, nearly, tol=1e-8)
-    assert verdict.mercer and "up to rounding" in verdict.reason and 0 < verdict.asymmetry < 1e-8
+    assert verdict.mercer and "up to the tolerance" in verdict.reason and 0 < verdict.asymmetry < 1e-8
     assert spectra.mercer_on_tokens(W.float(), (0.1 * W * 3).float()).mercer     # float32 has coarser rounding errors
     assert not spectra.mercer_on_tokens(W.float().double(), (0.1 * W * 3).float().double()).mercer
     with pytest.raises(ValueError, match="rounding errors"):
         spectra.mercer_on_tokens(randn(5, 40, 2), 0.3 * randn(5, 40, 2), tol=1e-18)
+    with pytest.raises(ValueError, match="tol must lie between"):
+        spectra.mercer_on_tokens(W, nearly, tol=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_wide_random_heads_are_refuted_in_every_precision(dtype):
+    # checks: prp-mer-generic
+    W_q, W_k = (randn(seed, 256, 32).to(dtype) for seed in (7, 8))
+    assert not spectra.mercer_on_tokens(W_q, W_k).mercer
+    assert spectra.mercer_on_tokens(W_q, (0.3 * W_q.double()).to(dtype)).mercer
+
+
+@pytest.mark.parametrize(("first", "second"), [(1e-200, 1e-200), (1e200, 1e200), (1e-300, 1e300), (1e-200, 1.0)])
+def test_maps_of_any_size(first, second):
+    """The products and squares of their entries may leave the range of floating point."""
+    # checks: thm-mercer
+    W, skew = randn(3, 4, 3), matrix([1, 0.1, 0], [-0.1, 1, 0], [0, 0, 1])
+    assert spectra.mercer_on_tokens(first * W, second * 0.3 * W).mercer
+    for P, reason in ((skew, "not symmetric"), (-skew, "negative eigenvalue")):
+        verdict = spectra.mercer_on_tokens(first * W, second * W @ P)
+        assert not verdict.mercer and verdict.value < -0.5 and reason in verdict.reason
+        assert float(exact_form(verdict, first * W, second * W @ P, 3 ** -0.5)) == pytest.approx(verdict.value)
 
 
 def test_maps_that_vanish_give_the_constant_kernel():
