@@ -71,7 +71,10 @@ class Loss:
         return np.zeros(np.broadcast_shapes(np.shape(s), np.shape(y)))
 
     def defect(self, f: Values, s: Values, y: Values) -> Values:
-        r"""The difference :math:`\ell(f,y)+\ell^*(s,y)-sf\ge0`, which is 0 where ``s`` is a slope at ``f``."""
+        r"""The difference :math:`\ell(f,y)+\ell^*(s,y)-sf\ge0`.
+
+        It is 0 where ``s`` is a slope at ``f``.
+        """
         return np.maximum(self.value(f, y) + self.conjugate(s, y) - s * f, 0.0)
 
     def __repr__(self) -> str:
