@@ -128,6 +128,8 @@ def test_product_of_two_numbers():
     # Exponents below 2 on both sides: zero stays a local minimum whatever the response; above 2 it never is one.
     low = solve_product(one, one, [[2.0]], p_x=1.5, p_y=1.5, alpha_x=0.5, alpha_y=0.5)
     assert len(low.minima) == 2 and low.minima[1].objective == 2.0 and low.certificate == ""
+    worse = solve_product(one, one, [[1.0]], p_x=1.5, p_y=1.5, alpha_x=0.5, alpha_y=0.5)
+    assert [m.weights_x[0] == 0 for m in worse.minima] == [True, False]     # a well that is shallower than zero
     high = solve_product(one, one, [[0.3]], p_x=3, p_y=3, alpha_x=0.5, alpha_y=0.5)
     assert len(high.minima) == 1 and abs(high.best.weights_x[0]) > 0.1
 
@@ -155,7 +157,7 @@ def test_global_only_where_theory_says_so():
 
 
 def test_alternating_minimisation_stalls_at_a_kink():
-    # checks: E5.14, exm-stall
+    # The example exm-stall of the book.
     def J(a, b):
         return a * a / 2 + b * b / 2 + 5 * abs(a - b) + 3 * abs(a + b - 2)
 
@@ -240,7 +242,8 @@ def test_split_and_factored_agree():
     assert np.linalg.norm(A.T @ C @ B, 2) <= 6.0 * (1 + 1e-12)
     assert convex.dual_objective == pytest.approx((C * z).sum() - (C * C).sum() / 2, abs=1e-9)
     values = np.linalg.svd(convex.form, compute_uv=False)
-    assert convex.objective == pytest.approx(((z - A @ convex.form @ B.T) ** 2).sum() / 2 + 6.0 * values.sum(), abs=1e-9)
+    error = ((z - A @ convex.form @ B.T) ** 2).sum() / 2
+    assert convex.objective == pytest.approx(error + 6.0 * values.sum(), abs=1e-9)
 
 
 def test_strong_penalty_gives_zero():

@@ -229,10 +229,12 @@ def solve_additive(
     C = -loss.gradient(np.zeros_like(z), z)
     with np.errstate(over="ignore"):          # a small p makes the conjugate steep: begin as near to 0 as it asks
         C = min((C / 4**k for k in range(20)), key=negative_dual)
-    value, (v, w, sums, gap) = negative_dual(C), at(C)
+    value, (v, w, sums, gap), last = negative_dual(C), at(C), np.inf
     for iterations in range(max_iter + 1):
-        if gap <= tol * (1 + abs(value)) or iterations == max_iter:
+        # Newton squares a small error: stop not when the gap is small, but when it is and no longer falls.
+        if iterations == max_iter or gap == 0 or (gap <= tol * (1 + abs(value)) and gap > 0.1 * last):
             break
+        last = gap
         # Hessian = diag(D) + M'SM, where M takes row and column sums: Woodbury.
         gradient = sums - loss.conjugate_gradient(-C, z)
         inverse = 1 / loss.conjugate_hessian(-C, z)
@@ -355,7 +357,7 @@ def solve_product(
        \min_{v,w}\ \sum_{ij}\ell(z_{ij},f_i\,g_j)+\frac{\alpha_x}{p_x}\lVert v\rVert_{p_x}^{p_x}
        +\frac{\alpha_y}{p_y}\lVert w\rVert_{p_y}^{p_y},\qquad f=A_xv,\quad g=A_yw .
 
-    A quasi-Newton search from each of several random starts, of sizes from small to large, and all that it found:
+    A quasi-Newton search from each of several random starts, of norms from 0.1 to 100, and all that it found:
     nothing is called a global minimum unless a theorem says so.  A side with :math:`p<2` is searched in its dual
     coefficients :math:`c`, with :math:`v=\varphi_{p^*-1}(A^{\mathsf T}c/\alpha)`, a form that every minimiser has.
 
@@ -416,17 +418,25 @@ def solve_product(
 
     rng = np.random.default_rng(seed)
     nothing = loss.value(np.zeros_like(z), z).sum()
+
+    def penalties(v, w):
+        return np.array([s * (np.abs(u) ** e).sum() for u, s, e in zip((v, w), alpha, p, strict=True)])
+
     ends: list[LocalMinimum] = []
     for number in range(starts):
-        theta = rng.normal(size=sum(widths)) * 10.0 ** (number % 4 - 2)
+        theta = rng.normal(size=sum(widths))
+        # Weights of norms about 0.1, 1, 10 or 100, not the same on both sides: starts of equal norms may lie on the way
+        # down to a saddle.  They are homogeneous in what is searched, of degree 1 or 1 / (p - 1).
+        lengths = [10.0 ** (number % 4 - 1) * rng.uniform(0.5, 2) / np.linalg.norm(u) for u, _ in decode(theta)]
+        theta *= np.repeat([t ** min(e - 1, 1) for t, e in zip(lengths, p, strict=True)], widths)
         found = minimize(fun, theta, jac=True, method="L-BFGS-B",
                          options={"maxiter": max_iter, "maxfun": 2 * max_iter, "ftol": 0.0, "gtol": 1e-9, "maxcor": 30})
         (v, _), (w, _) = decode(found.x)
         value, d_v, d_w = objective(v, w)
-        if nothing <= value + 1e-10 * (1 + abs(value)):        # a search that shrinks towards 0 never quite gets there
-            v, w = 0 * v, 0 * w
+        if nothing <= value + 1e-9 and penalties(v, w).sum() <= 1e-8 * (1 + nothing):
+            v, w = 0 * v, 0 * w            # a search that shrinks towards 0 never quite gets there
             value, d_v, d_w = objective(v, w)
-        sizes = [s * (np.abs(u) ** e).sum() for u, s, e in zip((v, w), alpha, p, strict=True)]
+        sizes = penalties(v, w)
         ends.append(LocalMinimum(v, w, float(value), float(max(np.abs(d_v).max(), np.abs(d_w).max())),
                                  float(abs(sizes[0] - sizes[1])), 1))
     minima = _distinct(ends, A_x, A_y)
@@ -572,9 +582,9 @@ def solve_trace_norm(
 
     where :math:`a_i`, :math:`b_j` are the rows of ``A_x`` and ``A_y``, and :math:`F`, :math:`G` have ``rank``
     columns, at most; with ``rank=None`` as many as it takes, and the problem is convex.  With a bound it is searched in
-    the factors, by a quasi-Newton method that starts along the leading singular vectors of the gradient at 0.  Without a
-    bound, the squared loss is solved by splitting (ADMM): the loss is a diagonal problem in the right coordinates, and
-    the trace norm thresholds singular values.  Other losses are searched in the factors, to which columns are added
+    the factors, by a quasi-Newton method that starts along the leading singular vectors of the gradient at 0.  Without
+    a bound, the squared loss is solved by splitting (ADMM): the loss is a diagonal problem in the right coordinates,
+    and the trace norm thresholds singular values.  Other losses are searched in the factors, to which columns are added
     where the dual constraint :math:`\lVert A_x^{\mathsf T}CA_y\rVert\le\alpha` fails, until the duality gap closes.
 
     Parameters
