@@ -11,7 +11,7 @@ MATHJAX := book/_static/vendor/mathjax/SHA256
 HTML    := _build/html
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lab notebooks results lock clean pages
+.PHONY: help book test lab notebooks mutants results lock clean pages
 
 help:          ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lab: $(ENV)    ## open the chapters in JupyterLab
 
 notebooks: $(ENV)  ## run the chapters' texts and store the notebooks (CHAPTER=name for one)
 	$(BIN)/python tools/notebooks.py $(CHAPTER)
+
+mutants: $(ENV)    ## plant bugs in the library, one at a time: the tests must notice each
+	$(BIN)/python tests/mutants.py
 
 results: $(ENV)    ## the table of the stored training runs
 	$(BIN)/kernelbook results list
