@@ -305,3 +305,39 @@ def test_a_gap_that_stays_open_is_announced():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solve_additive(QUERIES, KEYS, SCORES)
+
+
+@pytest.mark.parametrize("p_x, p_y", [(2.0, 2.0), (3.0, 1.5), (1.25, 5.0)])
+def test_threshold_at_zero_for_conjugate_exponents(p_x, p_y):
+    # checks: prp-bin-zero
+    r = rng(6)
+    A, B, z = r.normal(size=(5, 3)), r.normal(size=(4, 2)), r.normal(size=(5, 4))
+    M = A.T @ z @ B
+
+    def dual(u, p):                   # the vector of norm 1 at which u is largest
+        v = np.sign(u) * abs(u) ** (1 / (p - 1))
+        return v / (abs(v) ** p).sum() ** (1 / p)
+
+    best = 0.0
+    for _ in range(20):               # alternate: the value grows, and one of the starts finds the norm of M
+        w = r.normal(size=2)
+        for _ in range(300):
+            v = dual(M @ w, p_x)
+            w = dual(M.T @ v, p_y)
+        if v @ M @ w > best:
+            best, v_hat, w_hat = v @ M @ w, v, w
+    for factor in (0.98, 1.02):
+        lam_x = 3.0
+        lam_y = (factor * best / lam_x ** (1 / p_x)) ** p_y                # so that mu = factor * the norm
+
+        def change(v, w, lam_x=lam_x, lam_y=lam_y):
+            product = np.outer(A @ v, B @ w)
+            return ((product**2).sum() / 2 - (z * product).sum() + lam_x / p_x * (abs(v) ** p_x).sum()
+                    + lam_y / p_y * (abs(w) ** p_y).sum())
+
+        t = 1e-6
+        down = change((t / lam_x) ** (1 / p_x) * v_hat, (t / lam_y) ** (1 / p_y) * w_hat)
+        assert (down < 0) == (factor < 1)
+        small = [change((t * r.uniform() / lam_x) ** (1 / p_x) * dual(r.normal(size=3), p_x),
+                        (t * r.uniform() / lam_y) ** (1 / p_y) * dual(r.normal(size=2), p_y)) for _ in range(200)]
+        assert factor < 1 or min(small) > 0

@@ -25,6 +25,7 @@ largest ratio are kept; the i-th source word and the i-th target word of the tab
 ::
 
     python -m kernelbook.data.associations results/word-associations-bible.json
+    python -m kernelbook.data.associations FILE.json multi30k
 """
 
 import json
@@ -215,16 +216,16 @@ def measure(
 
 
 def main(arguments: list[str]) -> None:
-    """Measure the associations of the Bible corpus (its training pairs), and write them to a file."""
+    """Measure the associations in the training pairs of a corpus, by default the Bible, and write them to a file."""
     from dataclasses import replace
 
     from ..results import provenance
     from .translation import load_translation
 
-    if len(arguments) != 1:
-        raise SystemExit("usage: python -m kernelbook.data.associations FILE.json")
-    made = provenance(command=f"python -m kernelbook.data.associations {arguments[0]}")
-    corpus = load_translation("bible")
+    if len(arguments) not in (1, 2):
+        raise SystemExit("usage: python -m kernelbook.data.associations FILE.json [CORPUS]")
+    made = provenance(command=f"python -m kernelbook.data.associations {' '.join(arguments)}")
+    corpus = load_translation(*arguments[1:] or ["bible"])
     table = replace(
         measure(corpus.train),
         data={"name": corpus.name, "split": "train", "origin": corpus.origin, "fingerprint": corpus.fingerprint,
