@@ -155,9 +155,9 @@ def _conjugate(p: float) -> float:
 
 
 def solve_additive(
-    A_x: Float[ArrayLike, "n_x D_x"],
-    A_y: Float[ArrayLike, "n_y D_y"],
-    z: Float[ArrayLike, "n_x n_y"],
+    A_x: ArrayLike,
+    A_y: ArrayLike,
+    z: ArrayLike,
     *,
     loss: str | Loss = "squared",
     p_x: float = 2.0,
@@ -337,9 +337,9 @@ def _product_parts(A_x, A_y, z, loss, p_x, p_y, alpha_x, alpha_y):
 
 
 def solve_product(
-    A_x: Float[ArrayLike, "n_x D_x"],
-    A_y: Float[ArrayLike, "n_y D_y"],
-    z: Float[ArrayLike, "n_x n_y"],
+    A_x: ArrayLike,
+    A_y: ArrayLike,
+    z: ArrayLike,
     *,
     loss: str | Loss = "squared",
     p_x: float = 2.0,
@@ -563,9 +563,9 @@ def _dual_bound(L_x, L_y, logits, z, loss, alpha):
 
 
 def solve_trace_norm(
-    A_x: Float[ArrayLike, "n_x D_x"],
-    A_y: Float[ArrayLike, "n_y D_y"],
-    z: Float[ArrayLike, "n_x n_y"],
+    A_x: ArrayLike,
+    A_y: ArrayLike,
+    z: ArrayLike,
     *,
     loss: str | Loss = "squared",
     alpha: float = 1.0,
@@ -774,7 +774,7 @@ class PairRegressor(BaseEstimator):
         self.p_x = p_x
         self.p_y = p_y
 
-    def fit(self, X: ArrayLike, Y: ArrayLike, z: Float[ArrayLike, "n_x n_y"]) -> PairRegressor:
+    def fit(self, X: ArrayLike, Y: ArrayLike, z: ArrayLike) -> PairRegressor:
         """Learn from all pairs of the rows of ``X`` and of ``Y``."""
         if self.coupling not in ("bilinear", "additive"):
             raise ValueError(f"coupling must be 'bilinear' or 'additive', not {self.coupling!r}")
