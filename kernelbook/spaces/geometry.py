@@ -92,14 +92,15 @@ def lp_norm(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch"]:
 
     Parameters
     ----------
-    v : Tensor, shape (..., D)
-        Vectors.
+    v : Tensor
+        ``(..., D)``: vectors.
     p : float
         An exponent, :math:`1<p<\infty`.
 
     Returns
     -------
-    Tensor, shape (...)
+    Tensor
+        ``(...)``.
 
     Raises
     ------
@@ -150,7 +151,8 @@ def power_map(v: Float[Tensor, "*shape"], s: float) -> Float[Tensor, "*shape"]:
 
     Returns
     -------
-    Tensor, of the shape of ``v``
+    Tensor
+        Of the shape of ``v``.
 
     Raises
     ------
@@ -182,15 +184,15 @@ def duality_map(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*batch
 
     Parameters
     ----------
-    v : Tensor, shape (..., D)
-        Vectors of :math:`\ell^p`.
+    v : Tensor
+        ``(..., D)``: vectors of :math:`\ell^p`.
     p : float
         An exponent, :math:`1<p<\infty`.
 
     Returns
     -------
-    Tensor, shape (..., D)
-        Vectors of :math:`\ell^{p^*}`.
+    Tensor
+        ``(..., D)``: vectors of :math:`\ell^{p^*}`.
 
     Raises
     ------
@@ -219,15 +221,15 @@ def norm_gradient(v: Float[Tensor, "*batch D"], p: float) -> Float[Tensor, "*bat
 
     Parameters
     ----------
-    v : Tensor, shape (..., D)
-        Vectors of :math:`\ell^p`.
+    v : Tensor
+        ``(..., D)``: vectors of :math:`\ell^p`.
     p : float
         An exponent, :math:`1<p<\infty`.
 
     Returns
     -------
-    Tensor, shape (..., D)
-        Vectors of :math:`\ell^{p^*}`.
+    Tensor
+        ``(..., D)``: vectors of :math:`\ell^{p^*}`.
 
     Raises
     ------
@@ -263,14 +265,15 @@ def convexity_gap(u: Float[Tensor, "*batch D"], v: Float[Tensor, "*batch D"], p:
 
     Parameters
     ----------
-    u, v : Tensor, shape (..., D)
-        Vectors; leading axes broadcast.
+    u, v : Tensor
+        ``(..., D)``: vectors; leading axes broadcast.
     p : float
         An exponent, :math:`1<p<\infty`.
 
     Returns
     -------
-    Tensor, shape (...)
+    Tensor
+        ``(...)``.
 
     Raises
     ------
@@ -341,19 +344,13 @@ _CERTIFIED = 1e-11        # how far apart upper and lower bound of a quotient no
 class QuotientNorm(NamedTuple):
     r"""What :func:`quotient_norm` finds, with its certificate.
 
-    Attributes
-    ----------
-    norm : Tensor, shape (...)
-        Length of the shortest vector found in each coset :math:`v+N`; an upper bound.
-    minimiser : Tensor, shape (..., D)
-        That vector.
-    functional : Tensor, shape (..., D)
-        A vector of :math:`\ell^{p^*}` of norm 1 that vanishes on :math:`N`; the gradient of the quotient norm (0 where
-        the coset is :math:`N`).
-    lower : Tensor, shape (...)
-        Its value at :math:`v`: no vector of the coset is shorter.
-    radius : Tensor, shape (...)
-        No farther than this, in :math:`\ell^p`, lies the true minimiser; pessimistic for large exponents.
+    * ``norm``, ``(...)``: length of the shortest vector found in each coset :math:`v+N`; an upper bound.
+    * ``minimiser``, ``(..., D)``: that vector.
+    * ``functional``, ``(..., D)``: a vector of :math:`\ell^{p^*}` of norm 1 that vanishes on :math:`N`; the gradient of
+      the quotient norm (0 where the coset is :math:`N`).
+    * ``lower``, ``(...)``: its value at :math:`v`; no vector of the coset is shorter.
+    * ``radius``, ``(...)``: no farther than this, in :math:`\ell^p`, lies the true minimiser; pessimistic for large
+      exponents.
     """
 
     norm: Tensor
@@ -375,10 +372,11 @@ def quotient_norm(v: Float[Tensor, "*batch D"], N: Float[Tensor, "k D"], p: floa
 
     Parameters
     ----------
-    v : Tensor, shape (..., D)
-        Vectors.
-    N : Tensor, shape (k, D)
-        Rows that span the subspace; they may be dependent (their rank is decided at machine precision), and ``k`` may
+    v : Tensor
+        ``(..., D)``: vectors.
+    N : Tensor
+        ``(k, D)``: rows that span the subspace; they may be dependent (their rank is decided at machine precision),
+        and ``k`` may
         be 0.
     p : float
         An exponent, :math:`1<p<\infty`.
@@ -533,7 +531,8 @@ def hilbert_matrix(n: int) -> Float[Tensor, "n n"]:
 
     Returns
     -------
-    Tensor, shape (n, n)
+    Tensor
+        ``(n, n)``.
 
     Raises
     ------
@@ -560,10 +559,10 @@ def schur_bound(matrix: Float[Tensor, "n m"], test: Float[Tensor, "n m"]) -> flo
 
     Parameters
     ----------
-    matrix : Tensor, shape (n, m)
-        The matrix :math:`A` to be factored, such as the Gram matrix of a kernel.
-    test : Tensor, shape (n, m)
-        Any matrix :math:`X\ne0`; the bound is as good as its choice.
+    matrix : Tensor
+        ``(n, m)``: the matrix :math:`A` to be factored, such as the Gram matrix of a kernel.
+    test : Tensor
+        ``(n, m)``: any matrix :math:`X\ne0`; the bound is as good as its choice.
 
     Returns
     -------
