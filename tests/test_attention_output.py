@@ -61,6 +61,17 @@ def test_numerator_and_normaliser_are_read_from_one_memory():
     assert not close(PHI @ (wrong.T @ V), N, 0.05)
 
 
+def test_queries_on_a_line_do_not_see_the_whole_memory():
+    """Keys that differ across the line have another memory: seen by queries in the plane, not by those on the line."""
+    # checks: prp-membership
+    moved = K + torch.tensor([0.0, 0.5])
+    assert not close(FEATURES(moved).T @ V, PSI.T @ V, 0.1)
+    line = Q * torch.tensor([1.0, 0.0])
+    for queries, same in ((line, True), (Q, False)):
+        outputs = [attend(queries, keys, V, "edp", normaliser="none") for keys in (K, moved)]
+        assert close(*outputs, 1e-13) == same
+
+
 @pytest.mark.parametrize("p", NORMS)
 def test_norms_of_the_numerator(p):
     # checks: prp-output-norm, E7.2
