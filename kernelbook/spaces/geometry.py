@@ -376,8 +376,7 @@ def quotient_norm(v: Float[Tensor, "*batch D"], N: Float[Tensor, "k D"], p: floa
         ``(..., D)``: vectors.
     N : Tensor
         ``(k, D)``: rows that span the subspace; they may be dependent (their rank is decided at machine precision),
-        and ``k`` may
-        be 0.
+        and ``k`` may be 0.
     p : float
         An exponent, :math:`1<p<\infty`.
 
