@@ -277,7 +277,7 @@ class PolynomialFeatures(_ScaledMap):
     Parameters
     ----------
     degree : int
-        :math:`m\ge1`.
+        :math:`m\ge1`, at most 170: beyond, :math:`m!` overflows.
     offset : float
         :math:`c\ge0`.
     scale : bool or float
@@ -295,6 +295,9 @@ class PolynomialFeatures(_ScaledMap):
 
     def __post_init__(self) -> None:
         _integer("degree", self.degree, 1, type(self).__name__)
+        if self.degree > 170:
+            raise ValueError(f"PolynomialFeatures: degree must be at most 170, beyond which its factorial overflows, "
+                             f"not {self.degree}; the kernel itself needs no features")
         if not (isinstance(self.offset, numbers.Real) and 0 <= self.offset < math.inf):
             raise ValueError(f"{type(self).__name__}: offset must be a number and not negative, not {self.offset!r}; "
                              "with a negative one queries and keys need different features")
@@ -398,6 +401,10 @@ class _BrownianMap(_ScaledMap):
         """What the increments of the path between knots contribute to it at a time: ``(..., len(knots))``."""
         start = torch.cat([knots.new_zeros(1), knots[:-1]])
         width = knots - start
+        if not (width.isfinite() & (width > 0)).all():
+            raise ValueError(f"two knots are too close, or too far from 0, to be told apart in {knots.dtype}: of the "
+                             f"{len(width)} gaps between their times the least is {width.min().item():g}; use fewer "
+                             "knots, or float64")
         return ((time[..., None] - start) / width).clamp(0, 1) * width.sqrt()
 
 
@@ -614,7 +621,8 @@ def _truncation_bound(a: Tensor, lead: Tensor, degree: int) -> Tensor:
     bound = lead * torch.where(a > 0, torch.minimum(a.exp(), geometric), 1.0)
     limits = torch.finfo(a.dtype)
     bound = bound * (1 + 4 * (degree + 4) * limits.eps)
-    return torch.where(a == 0, 0.0, bound.clamp_min(limits.tiny))       # what underflowed is positive still
+    # What underflowed is positive still; and twice that, as below `tiny` numbers may be flushed to 0 on the way.
+    return torch.where(a == 0, 0.0, bound.clamp_min(2 * limits.tiny))
 
 
 def certified_degree(radius: float, error: float) -> int:
@@ -625,7 +633,7 @@ def certified_degree(radius: float, error: float) -> int:
     radius : float
         A bound of the logits, from 0 to 600 (beyond, the exponential overflows).
     error : float
-        Positive.
+        Positive, at least 4.5e-308: smaller bounds are rounded up to that.
 
     Returns
     -------
@@ -638,8 +646,9 @@ def certified_degree(radius: float, error: float) -> int:
     """
     if not (isinstance(radius, numbers.Real) and 0 <= radius <= 600):
         raise ValueError(f"radius must be a number from 0 to 600, beyond which exp overflows, not {radius!r}")
-    if not (isinstance(error, numbers.Real) and error > 0):
-        raise ValueError(f"error must be a positive number, not {error!r}")
+    least = 2 * torch.finfo(torch.float64).tiny
+    if not (isinstance(error, numbers.Real) and error >= least):
+        raise ValueError(f"error must be a positive number, at least {least:.4g} (no bound is smaller), not {error!r}")
     a = torch.tensor(float(radius), dtype=torch.float64)            # the bound grows with |a|, and is larger at +|a|
     degree, lead = 0, a
     while _truncation_bound(a, lead, degree) > error:
@@ -657,7 +666,7 @@ def tail_norm_bound(x: Float[Tensor, "*shape d"], degree: int, r: float) -> Floa
               \Bigl(\frac{\lVert x\rVert^{2n}}{n!}\Bigr)^{r/2},
 
     with equality at :math:`r=2`; for infinite r, the largest :math:`\lVert x\rVert^n/\sqrt{n!}` with :math:`n>N`.
-    It is rounded up.
+    It is rounded up, also in the type of ``x``, and infinite where it exceeds the largest number of that type.
 
     Parameters
     ----------
@@ -675,8 +684,10 @@ def tail_norm_bound(x: Float[Tensor, "*shape d"], degree: int, r: float) -> Floa
 
     Raises
     ------
+    TypeError
+        If ``x`` is no floating tensor.
     ValueError
-        If ``degree`` or ``r`` is not such a number, or an entry of ``x`` is not finite.
+        If ``degree`` or ``r`` is not such a number, ``x`` has no coordinates, or one that is not finite.
 
     References
     ----------
@@ -685,33 +696,53 @@ def tail_norm_bound(x: Float[Tensor, "*shape d"], degree: int, r: float) -> Floa
     _integer("degree", degree, 0)
     if not (isinstance(r, numbers.Real) and r > 0):
         raise ValueError(f"r must be a positive number or math.inf, not {r!r}")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        given = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating tensor of shape (..., d), not {given}")
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"x must have shape (..., d) with d at least 1, but has shape {tuple(x.shape)}")
     if not x.isfinite().all():
         raise ValueError("x must be finite; the norm of its features is not, otherwise")
-    d, square = x.shape[-1], x.double().square().sum(-1)
-    power, excess = (1.0, 0.0) if math.isinf(r) else (r / 2, max(0.0, 1 - r / 2))
+    d, r = x.shape[-1], max(float(r), 1e-300)                   # there the norm is infinite, but at 0
+    excess = max(0.0, 1 / r - 1 / 2)
 
-    def log_term(n: int, log_square: Tensor) -> Tensor:
-        return power * (n * log_square - math.lgamma(n + 1)) + excess * math.log(math.comb(n + d - 1, n))
+    largest = x.double().abs().amax(-1)
+    zero = largest == 0                                         # no tail; 1 is put in its place until the end
+    size = torch.where(zero, 1.0, largest)                      # taken out, so that no square over- or underflows
+    log_square = 2 * size.log() + torch.where(zero, 1.0, (x.double() / size[..., None]).square().sum(-1)).log()
 
-    logs = square.log()                                         # -inf at 0, where there is no tail
-    largest = logs.max() if logs.numel() else logs.new_tensor(-math.inf)
-    terms, n, highest = [], degree, -math.inf
+    def log_norm(n: int, log_square):
+        """Logarithm of the bound for the norm of degree n."""
+        return (n * log_square - math.lgamma(n + 1)) / 2 + excess * math.log(math.comb(n + d - 1, n))
+
+    def log_quotient(n: int, log_square):
+        """The one of degree n + 1 less the one of degree n; it falls with n and grows with the point."""
+        return (log_square - math.log(n + 1)) / 2 + excess * math.log((n + d) / (n + 1))
+
+    top, n, highest, terms = log_square.max().item() if log_square.numel() else 0.0, degree, -math.inf, []
     while True:
         n += 1
-        terms.append(log_term(n, logs))
-        last = log_term(n, largest).item()
+        terms.append(log_norm(n, log_square))
+        last, quotient = log_norm(n, top), log_quotient(n, top)
         highest = max(highest, last)
-        # The quotient of a term and the one before it falls with n.
-        quotient = (power * (largest.item() - math.log(n + 1)) + excess * math.log((n + d) / (n + 1)))
-        if last < highest - 40 and quotient < -0.1 or last == -math.inf:
+        # Wherever the sum is broken off, the bound holds; if 10,000 degrees are not enough, it is loose or infinite.
+        if n >= degree + 10_000 or quotient < 0 and r * (last - highest) - math.log(-math.expm1(r * quotient)) < -40:
             break
-    logs = torch.stack(terms)
-    if math.isinf(r):
-        bound = (logs.amax(0) / 2 + 1e-12).exp()
-    else:                                                       # what follows is at most a geometric series
-        rest = terms[-1] + (quotient - math.log(-math.expm1(quotient)) if last > -math.inf else 0.0)
-        bound = ((torch.logsumexp(torch.cat([logs, rest[None]]), 0) + 1e-12) / r).exp()
-    return bound.to(x.dtype)
+    quotient = log_quotient(n, log_square)
+    # What follows is at most a geometric series, wherever the sum was broken off.
+    gap = -torch.expm1(r * quotient)
+    rest = torch.where(quotient < 0, terms[-1] + quotient - gap.log() / r, math.inf)
+    logs = torch.stack([*terms, rest])
+    log_bound = logs.amax(0)
+    if not math.isinf(r):
+        log_bound = torch.where(log_bound.isinf(), math.inf,
+                                log_bound + ((logs - log_bound) * r).exp().sum(0).log() / r)
+    # Rounding: of log_square, n times; of the other parts; of the sum; and of the result, in the type of x.
+    rounding = (n * (d + 8 + 4 * size.log().abs()) + math.lgamma(n + 1) + excess * math.log(math.comb(n + d - 1, n))
+                + log_bound.abs() + len(logs) / r)
+    limits = torch.finfo(x.dtype)
+    bound = (log_bound + 4 * torch.finfo(torch.float64).eps * rounding).exp() * (1 + 2 * limits.eps)
+    return torch.where(zero, 0.0, bound.to(x.dtype).clamp_min(limits.tiny))     # what underflowed is positive still
 
 
 # ------------------------------------------------------------------------------------------------- details
@@ -728,6 +759,12 @@ def _monomials(d: int, degree: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]
     A monomial is a product of variables in the order of their numbers, so a parent is multiplied by its last
     variable or a later one only, and each monomial is made once.
     """
+    # Made once for all, so not as tensors of the inference mode, or of the device, of the first caller.
+    with torch.inference_mode(False), torch.device("cpu"):
+        return _make_monomials(d, degree)
+
+
+def _make_monomials(d: int, degree: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
     last, power, tables = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), []
     for _ in range(degree):
         children = d - last
@@ -745,6 +782,6 @@ def _by_degree(x: Tensor, degree: int) -> list[Tensor]:
     blocks = [torch.ones_like(x[..., :1])]
     for parent, variable, power in _monomials(x.shape[-1], degree):
         parent, variable = parent.to(x.device), variable.to(x.device)
-        # x^a / sqrt(a!) by one factor x_i / sqrt(a_i) at a time: nothing overflows on the way
+        # one factor x_i / sqrt(a_i) at a time: all that arises on the way are features
         blocks.append(blocks[-1][..., parent] * x[..., variable] / power.to(x).sqrt())
     return blocks

@@ -209,6 +209,47 @@ def test_tail_at_many_widths_needs_no_features():
     assert tail_norm_bound(40 * x, 4, INF)[0] > 1e100
 
 
+def exact_tail(x, degree):
+    """The l^2 norm of what is dropped: the root of what is missing of the exponential of the square."""
+    with mpmath.workdps(60):
+        square = mpmath.fsum(mpmath.mpf(v) ** 2 for v in x.tolist())
+        terms = (square**n / mpmath.factorial(n) for n in range(degree + 1, degree + 400 + int(4 * square)))
+        return mpmath.sqrt(mpmath.fsum(terms))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("size", [1e-170, 1e-30, 0.5, 3.0, 9.0])
+def test_the_bound_of_the_tail_is_rounded_up(dtype, size):
+    # checks: prp-tail
+    for seed, (d, degree) in enumerate(itertools.product((1, 2, 64), (0, 20, 90))):
+        x = (points(seed, d).sign() * size / math.sqrt(d)).to(dtype)
+        bound, tail = tail_norm_bound(x, degree, 2.0), exact_tail(x, degree)
+        assert bound.dtype == dtype and mpmath.mpf(bound.item()) >= tail
+        assert bound.item() <= (1 + 4 * torch.finfo(dtype).eps + 1e-10) * tail + torch.finfo(dtype).tiny
+
+
+def test_the_bound_of_the_tail_ends_for_all_r_and_points():
+    # checks: prp-tail
+    one, n = torch.ones(1, dtype=torch.float64), torch.arange(4, 4000, dtype=torch.float64)
+    for r in (0.01, 0.02):                                      # one coordinate: the sum over n of (n!)^(-r/2)
+        exact = torch.logsumexp(-r / 2 * (n + 1).lgamma(), 0) / r
+        assert math.log(tail_norm_bound(one, 3, r).item()) == pytest.approx(exact.item(), rel=1e-9)
+    assert tail_norm_bound(one, 3, 1e-6) == tail_norm_bound(one, 3, 1e-320) == INF
+    assert tail_norm_bound(one, 3, 1e308).item() == pytest.approx(tail_norm_bound(one, 3, INF).item(), rel=1e-9)
+    huge = torch.tensor([[1e200], [1e3], [1.0], [0.0]], dtype=torch.float64)
+    assert tail_norm_bound(huge, 3, 2.0).isinf().tolist() == [True, True, False, False]
+    assert tail_norm_bound(huge[:0], 3, 2.0).shape == (0,)
+
+
+def test_the_first_call_in_inference_mode_spoils_nothing():
+    features._monomials.cache_clear()
+    with torch.inference_mode():
+        MultinomialFeatures(3)(points(1, 2, 5))
+    x = points(2, 2, 5).requires_grad_()
+    MultinomialFeatures(3)(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 # ------------------------------------------------------------------------- rank: exact and in floating point
 
 def test_vandermonde_determinant():
@@ -292,6 +333,9 @@ X = points(1, 4, 2)
     (lambda: MultinomialFeatures(2, scale=-1), ["scale", "-1"]),
     (lambda: PolynomialFeatures(2, offset=-1.0), ["offset", "different features"]),
     (lambda: PolynomialFeatures(0), ["degree", "at least 1"]),
+    (lambda: PolynomialFeatures(171), ["at most 170", "kernel"]),
+    (lambda: IntersectionFeatures([1.0, 1.0 + 1e-9])(X.float().abs().clamp(max=1)), ["too close", "float64"]),
+    (lambda: ExponentiatedIntersectionFeatures([0.0, 800.0])(X), ["too far from 0"]),
     (lambda: ConstantFeatures(0.0), ["positive"]),
     (lambda: IntersectionFeatures([1.0, 3.0])(X), ["negative", "Exponentiated"]),
     (lambda: IntersectionFeatures([0.1])(X.abs()), ["beyond the last knot", "add a knot"]),
@@ -311,7 +355,10 @@ X = points(1, 4, 2)
     (lambda: MultinomialFeatures(2)([[1.0]]), ["list", "(..., n, d)"]),
     (lambda: certified_degree(-1.0, 0.1), ["radius"]),
     (lambda: certified_degree(1.0, 0.0), ["error", "positive"]),
+    (lambda: certified_degree(1.0, 1e-308), ["error", "at least"]),
     (lambda: tail_norm_bound(X, 3, 0.0), ["r must be"]),
+    (lambda: tail_norm_bound(X.int(), 3, 1.0), ["int32"]),
+    (lambda: tail_norm_bound(X[:, :0], 3, 1.0), ["d at least 1"]),
     (lambda: tail_norm_bound(X / 0, 3, 1.0), ["finite"]),
     (lambda: features.count(0, 3), ["d must be"]),
 ])
