@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linprog
-from scipy.special import roots_hermitenorm
+from scipy.special import betaincc, roots_hermitenorm
 from torch import Tensor
 
 __all__ = [
@@ -100,7 +100,7 @@ class Schmidt:
     change : float
         The largest change of a singular value, over :math:`\sigma_1`, when the number of nodes was doubled to that of
         the rule used here.  At rounding level where the rule has converged; large where it has not, or where there is
-        nothing to converge to.
+        nothing to converge to.  Evidence, not a bound: neither rule sees what happens between its points.
     """
 
     values: Float[Tensor, " nodes"]
@@ -269,7 +269,8 @@ def best_rank_error(
 ) -> float:
     r"""The least error of a function of rank :math:`d` in mean square: :math:`\tau_d(F)=(\sum_{l>d}\sigma_l^2)^{1/2}`.
 
-    It bounds the error in the supremum norm from below (``thm-best-rank``).
+    It bounds the error in the supremum norm from below (``thm-best-rank``).  A result that is not well above
+    ``tolerance`` times the largest singular value, or above rounding errors, says only that the error is small.
 
     Parameters
     ----------
@@ -340,7 +341,8 @@ def gaussian_mass(d: int, degree: int, *, c: float | None = None, sigma: float =
 
     .. math:: (1-w^2)^d\sum_{n\le N}\binom{n+d-1}n w^{2n},
 
-    the distribution function of a negative binomial law.  The approximation has rank :math:`\binom{N+d}d`.
+    the distribution function of a negative binomial law, so that the incomplete beta function has it without
+    cancellation.  The approximation has rank :math:`\binom{N+d}d`.
 
     Parameters
     ----------
@@ -361,10 +363,13 @@ def gaussian_mass(d: int, degree: int, *, c: float | None = None, sigma: float =
     ------
     ValueError
         If :math:`2\lvert c\rvert\sigma^2\ge1`.
+
+    References
+    ----------
+    Proposition ``prp-mehler``.
     """
     w = _mehler(1 / math.sqrt(_positive(d, "d")) if c is None else c, sigma)
-    terms = (math.comb(n + d - 1, n) * w ** (2 * n) for n in range(_natural(degree, "degree") + 1))
-    return (1 - w * w) ** d * math.fsum(terms)
+    return float(betaincc(_natural(degree, "degree") + 1, d, w * w))
 
 
 # ------------------------------------------------------------------------- functions as networks
@@ -398,12 +403,19 @@ def fit_two_layer(
     Raises
     ------
     ValueError
-        If ``width`` is not positive, or the interval is empty.
+        If ``width`` is not positive, the interval is empty, or the function's values have the wrong shape.
+
+    References
+    ----------
+    Lemma ``lem-app-interpolation``.
     """
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"fit_two_layer needs finite low < high, not {low!r} and {high!r}")
     knots = torch.linspace(low, high, _positive(width, "width") + 1, dtype=torch.float64)
-    if not low < high:
-        raise ValueError(f"fit_two_layer needs low < high, not {low!r} and {high!r}")
     values = function(knots[:, None])
+    if values.ndim != 2 or len(values) != len(knots):
+        raise ValueError(f"the function must give values (n, outputs) for points (n, 1), but gave "
+                         f"{tuple(values.shape)} for n = {len(knots)}")
     slopes = values.diff(dim=0) / knots.diff()[:, None]
     kinks = slopes.diff(dim=0, prepend=torch.zeros_like(slopes[:1]))
     first = torch.nn.Linear(1, width, dtype=torch.float64)
@@ -441,7 +453,7 @@ def hull_bound(theta: Float[Tensor, "*batch m"]) -> Float[Tensor, " *batch"]:
 
     References
     ----------
-    Theorem ``thm-hull``, chapter *The kernel zoo*.
+    Theorem ``thm-hull``, part 1, chapter *A zoo of kernels, and their normalisers*.
     """
     theta = torch.as_tensor(theta)
     if not ((theta >= 0).all() and ((theta.sum(-1) - 1).abs() < 1e-8).all()):
@@ -479,8 +491,9 @@ def hull_weights(keys: Float[Tensor, "m d"], index: int) -> HullWeights:
         \sum_m\theta_mk_m=k_0\Bigr\};
 
     if it lies outside, some direction of the query separates it, and the supremum is 1.  A linear program finds which
-    :math:`\theta_m` can be positive, and Newton's method on the left side finds them.  Distances from the hull of
-    less than about 1e-9, relative to the largest difference of two coordinates, cannot be told from 0.
+    :math:`\theta_m` can be positive, and Newton's method on the left side finds them.  Distances from the hull, or from
+    one of its faces, of less than about 1e-8, relative to the largest difference of two coordinates, cannot be told
+    from 0.
 
     Parameters
     ----------
@@ -499,6 +512,10 @@ def hull_weights(keys: Float[Tensor, "m d"], index: int) -> HullWeights:
         If there is no such key.
     ValueError
         If the keys are not a finite matrix, or the key lies so close to the hull's boundary that rounding decides.
+
+    References
+    ----------
+    Theorem ``thm-hull``, parts 2 and 3, chapter *A zoo of kernels, and their normalisers*.
     """
     if keys.ndim != 2 or not keys.isfinite().all():
         raise ValueError(f"keys must be a matrix (m, d) of finite numbers, not of shape {tuple(keys.shape)}")
@@ -506,7 +523,7 @@ def hull_weights(keys: Float[Tensor, "m d"], index: int) -> HullWeights:
         raise IndexError(f"there are {len(keys)} keys, so no key {index}")
     index %= len(keys)
     others = torch.arange(len(keys)) != index
-    gaps = (keys[others] - keys[index]).double()
+    gaps = keys.double()[others] - keys.double()[index]
     gaps = gaps / gaps.abs().max() if gaps.numel() and gaps.any() else gaps
     n = len(gaps)
     if n == 0:
@@ -575,7 +592,7 @@ def pattern_rank(P: Float[Tensor, "*batch n m"], *, tolerance: float = 1e-10) ->
     P : Tensor
         ``(..., n, m)``: positive, with rows that sum to 1.
     tolerance : float
-        Singular values below this multiple of the largest count as 0.
+        Singular values below this multiple of the largest count as 0, and those that rounding errors of ``P`` explain.
 
     Returns
     -------
@@ -591,7 +608,12 @@ def pattern_rank(P: Float[Tensor, "*batch n m"], *, tolerance: float = 1e-10) ->
     ----------
     Theorem ``thm-pattern-rank``.
     """
-    return torch.linalg.matrix_rank(_centred_log(P), rtol=tolerance)
+    logits = _centred_log(P)
+    # An entry of P with a relative error of ε has a logarithm with the absolute error ε: a nearly uniform pattern has
+    # small centred logits, and that error does not get smaller with them.
+    noise = 8 * torch.finfo(torch.float64).eps * math.sqrt(math.prod(P.shape[-2:]))
+    values = torch.linalg.svdvals(logits)
+    return (values > (tolerance * values[..., :1]).clamp(min=noise)).sum(-1)
 
 
 def pattern_factors(

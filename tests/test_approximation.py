@@ -131,6 +131,8 @@ def test_gaussian_mass():
     for n, share in enumerate((0.3531203242579, 0.7177265021282, 0.9089004542925, 0.9767540292114)):
         assert abs(gaussian_mass(64, n) - share) < 1e-12
     assert abs(gaussian_mass(64, 60) - 1) < 1e-12
+    assert gaussian_mass(1000, 1500) == 1.0 and gaussian_mass(5000, 20) <= 1.0      # no overflow, and a share
+    assert abs(gaussian_mass(2000, 1320, c=0.45) - 0.717748093684) < 1e-10           # nor underflow
     # in two dimensions the singular values are products of those in one
     one = gaussian_singular_values(0.3, 0.9, 40)
     square = (one[:, None] * one).square()
@@ -201,6 +203,10 @@ def test_separation():
     log = singular_values(lambda x, y: affine(x, y).log(), 7)
     assert abs(log[6] - 5.6254e-5) < 1e-8
     assert singular_values(EXP, 7)[6] > 1e-7
+    expansion = schmidt(lambda x, y: affine(x, y).log())
+    for d in (1, 2, 3, 5):                                     # the gap for the kernel itself, not for its logarithm
+        gap = expansion.error(d) / (10 * (1 + expansion.error(d)))
+        assert apart(expansion.approximation(GRID, GRID, d).exp(), affine(GRID, GRID)) > gap
     twice = singular_values(lambda x, y: EXP(x, y).exp(), 7), singular_values(EXP, 7)      # control: in neither class
     assert min(values[6] for values in twice) > 1e-7
 
@@ -254,6 +260,12 @@ def test_hull_by_hand():
     assert apart(edge.theta, tensor(0.5, 0.5, 0, 0, 0, 0)) < 1e-12         # on a face, only the face helps
     assert abs(hull_weights(torch.zeros(4, 2, dtype=torch.float64), 1).bound - 1 / 4) < 1e-14
     assert hull_weights(square[:1], 0).bound == 1.0
+    for twins in (1, 3):                                                   # a corner and its copies share
+        copies = torch.cat([square[:5], square[:1].expand(twins, 2)])
+        assert abs(hull_weights(copies, 0).bound - 1 / (1 + twins)) < 1e-14
+    single = random(5, 12, 2).float()
+    for i in range(12):
+        assert hull_weights(single, i).bound == hull_weights(single.double(), i).bound
     circle = torch.arange(7) * 2 * math.pi / 7
     assert not any(hull_weights(torch.stack([circle.cos(), circle.sin()], 1), i).inside for i in range(7))
     shifted = 1e6 * square + 3e7                                           # neither place nor size matters
@@ -331,6 +343,14 @@ def test_hard_patterns_need_few_dimensions():
         assert (M - torch.eye(16)).square().sum() >= 16 - r - 1e-9
 
 
+def test_nearly_uniform_patterns():
+    # checks: thm-pattern-rank
+    for m in range(1, 20):
+        assert pattern_rank(torch.full((5, m), 1 / m, dtype=torch.float64)) == 0
+    for size in (1e-2, 1e-6, 1e-9):
+        assert pattern_rank(weights(size * random(0, 6, 2), random(1, 9, 2), "edp")) == 2
+
+
 def test_pattern_refusals():
     with pytest.raises(ValueError, match="positive"):
         pattern_rank(torch.eye(3))
@@ -355,3 +375,5 @@ def test_arguments():
         singular_values(EXP, 129)
     with pytest.raises(ValueError, match="width"):
         fit_two_layer(torch.sin, 0)
+    with pytest.raises(ValueError, match=r"\(n, outputs\)"):
+        fit_two_layer(lambda x: x[:, 0], 4)
