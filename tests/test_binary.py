@@ -255,6 +255,23 @@ def test_strong_penalty_gives_zero():
     assert solve_trace_norm(A, B, z, alpha=0.98 * most, rank=1).rank == 1
 
 
+def test_certificates_cover_features_too_small_for_the_coordinates():
+    # A second feature of size 1e-7 counts as 0 in the search, yet it would pay: this is no minimum, and is not called
+    # one.
+    A, z = np.diag([1, 1e-7]), np.eye(2)
+    with pytest.warns(ConvergenceWarning, match="duality gap"):
+        s = solve_trace_norm(A, np.eye(2), z, alpha=1e-9)
+    better = np.diag([1, 0.99e7])
+    value = ((z - A @ better) ** 2).sum() / 2 + 1e-9 * np.trace(better)
+    assert s.dual_objective <= value < s.objective - 0.4 and s.certificate == ""
+    assert solve_trace_norm(A, np.eye(2), z, alpha=1e-9, rank=1).certificate == ""
+    assert solve_product(A, np.eye(2), z, alpha_x=1e-9, alpha_y=1e-9, starts=4).certificate == ""
+    # No features at all: nothing can be learned, and that is certain.
+    for rank in (None, 1):
+        nothing = solve_trace_norm(np.zeros((5, 2)), KEYS, SCORES, rank=rank)
+        assert nothing.rank == 0 and nothing.certificate == "duality gap"
+
+
 # ------------------------------------------------------------------------- the estimator, and refusals
 
 def test_estimator_predicts_other_points():

@@ -39,6 +39,7 @@ __all__ = [
 
 _FLOOR = 1e-14          # of |u| where a negative power of it is taken
 _RANK = 1e-12           # eigenvalues of a Gram matrix below this share of the largest count as 0
+_WHOLE = 1e-10          # of the features: nothing to speak of was left out of their coordinates
 
 
 # ------------------------------------------------------------------------- arguments
@@ -466,11 +467,12 @@ def _product_certificate(best, A_x, A_y, z, loss, p, alpha) -> tuple[float, str]
     if p != (2.0, 2.0):
         return -np.inf, ""
     strength = float(np.sqrt(alpha[0] * alpha[1]))
-    L_x, L_y = _coordinates(A_x)[0], _coordinates(A_y)[0]
-    bound = _dual_bound(L_x, L_y, np.outer(A_x @ best.weights_x, A_y @ best.weights_y), z, loss, strength)[0]
+    (L_x, Q_x), (L_y, Q_y) = _coordinates(A_x), _coordinates(A_y)
+    beyond, share = _beyond(A_x, A_y, L_x, L_y, Q_x, Q_y)
+    bound = _dual_bound(L_x, L_y, np.outer(A_x @ best.weights_x, A_y @ best.weights_y), z, loss, strength, beyond)[0]
     if best.objective - bound <= 1e-8 * (1 + abs(best.objective)):
         return bound, "trace norm"
-    if loss.name == "squared" and _scale(L_x) and _scale(L_y):
+    if loss.name == "squared" and _scale(L_x) and _scale(L_y) and share <= _WHOLE:
         exact = _thresholded_svd(L_x, L_y, z, strength, rank=1)[1]
         return exact, "truncated SVD" if best.objective - exact <= 1e-8 * (1 + abs(exact)) else ""
     return bound, ""
@@ -537,6 +539,8 @@ def _coordinates(A: NDArray) -> tuple[NDArray, NDArray]:
 
 def _scale(L: NDArray) -> float:
     """The number c with L'L = c I, or 0 if there is none."""
+    if not L.shape[1]:
+        return 0.0
     gram = L.T @ L
     c = np.trace(gram) / len(gram)
     return float(c) if np.abs(gram - c * np.eye(len(gram))).max() <= 1e-10 * c else 0.0
@@ -552,10 +556,27 @@ def _thresholded_svd(L_x, L_y, z, alpha, rank):
     return M, 0.5 * ((z - L_x @ M @ L_y.T) ** 2).sum() + alpha * s.sum()
 
 
-def _dual_bound(L_x, L_y, logits, z, loss, alpha):
+def _beyond(A_x, A_y, L_x, L_y, Q_x, Q_y):
+    """A bound of what the features left out of the coordinates add to the spectral norm of A_x'CA_y, and their share.
+
+    The share is of the norm of the features.  Directions with singular values below 1e-6 of the largest are left out,
+    but a dual point has to be feasible there, too, or it bounds nothing.
+    """
+    R_x, R_y = A_x - L_x @ Q_x.T, A_y - L_y @ Q_y.T
+    inner_x, inner_y = R_x @ R_x.T, R_y @ R_y.T
+
+    def bound(C):                   # Frobenius norms of R_x'CA_y and of L_x'CR_y, by matrices of the number of points
+        CA, LC = C @ A_y, L_x.T @ C
+        return sum(np.sqrt(max(np.vdot(inner, outer), 0.0)) for inner, outer in
+                   ((inner_x, CA @ CA.T), (inner_y, LC.T @ LC)))
+
+    return bound, max(np.linalg.norm(R) / max(np.linalg.norm(A), 1e-300) for R, A in ((R_x, A_x), (R_y, A_y)))
+
+
+def _dual_bound(L_x, L_y, logits, z, loss, alpha, beyond=None):
     """The dual value of the best multiple of the loss derivatives that is feasible, and this multiple."""
     C = -loss.gradient(logits, z)
-    norm = np.linalg.norm(L_x.T @ C @ L_y, 2)
+    norm = np.linalg.norm(L_x.T @ C @ L_y, 2) + (beyond(C) if beyond else 0.0)
     most = 1.0 if norm <= alpha else alpha / norm
     if loss.name == "squared":          # the value is a parabola in the multiple, which may also exceed 1
         most = min(alpha / norm if norm > 0 else 1.0, max((C * z).sum() / max((C * C).sum(), 1e-300), 0.0))
@@ -627,11 +648,12 @@ def solve_trace_norm(
     most = most if rank is None else min(most, rank)
     scale = loss.value(np.zeros_like(z), z).sum()
 
+    beyond, share = _beyond(A_x, A_y, L_x, L_y, Q_x, Q_y)
     certificate, iterations = "", 0
-    if loss.name == "squared" and _scale(L_x) and _scale(L_y):
+    if loss.name == "squared" and _scale(L_x) and _scale(L_y) and share <= _WHOLE:
         M, certificate = _thresholded_svd(L_x, L_y, z, alpha, most)[0], "truncated SVD"
         U, s, Vt = np.linalg.svd(M, full_matrices=False)
-    elif loss.name == "squared" and rank is None:
+    elif loss.name == "squared" and rank is None and most:
         U, s, Vt, iterations = _split(L_x, L_y, z, loss, alpha, tol, max_iter)
     else:
         U, s, Vt, iterations = _factored(L_x, L_y, z, loss, alpha, most, rank is not None, tol, max_iter)
@@ -639,7 +661,7 @@ def solve_trace_norm(
     U, s, V = U[:, keep], s[keep], Vt[keep].T
     logits = (L_x @ U * s) @ (L_y @ V).T
     objective = float(loss.value(logits, z).sum() + alpha * s.sum())
-    bound, C = _dual_bound(L_x, L_y, logits, z, loss, alpha)
+    bound, C = _dual_bound(L_x, L_y, logits, z, loss, alpha, beyond)
     gap = max(objective - bound, 0.0)
     if gap <= tol * scale:
         certificate = "duality gap"
