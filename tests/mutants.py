@@ -9,9 +9,9 @@ unless an entry names other tests.  The exit code is the number of bugs that nob
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "tests" / "mutants"
 SECONDS = 120
 
+# Processes that have the large libraries loaded already, but not the one that is tested.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "scipy.optimize", "scipy.stats", "sklearn.svm", "hypothesis", "pytest"])
+
 
 def mutants(names: list[str] | None = None) -> list[dict]:
     """The planted bugs, each with ``file``, ``find``, ``replace``, ``bug`` and ``tests``."""
@@ -35,17 +39,31 @@ def mutants(names: list[str] | None = None) -> list[dict]:
     return found
 
 
+def _pytest(folder: Path, tests: list[str]) -> None:
+    """In a process of its own: run the tests on the library in a folder."""
+    with open(folder / "output.txt", "w") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    import pytest
+
+    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])))
+
+
 def run(folder: Path, tests: list[str]) -> bool:
     """Whether the tests pass on the copy in a folder."""
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]
-    try:
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    except subprocess.TimeoutExpired:
+    process = PROCESSES.Process(target=_pytest, args=(folder, tests))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
         return False                                   # an endless loop is noticed too
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the tests could not be run: {' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+    if process.exitcode not in (0, 1, 2):              # 2: the tests could not even be collected
+        raise RuntimeError(f"the tests could not be run: {tests}\n{(folder / 'output.txt').read_text()}")
+    return process.exitcode == 0
 
 
 def copy(folder: Path) -> Path:
@@ -71,6 +89,7 @@ def noticed(mutant: dict) -> bool:
 
 def main(names: list[str]) -> int:
     """Plant all bugs; print what became of each."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}        # before the first process starts
     planted, start = mutants(names), time.monotonic()
     if not planted:
         sys.exit(f"no bugs in {LISTS} for {names}")
@@ -79,7 +98,7 @@ def main(names: list[str]) -> int:
         if not run(copy(Path(temporary)), tests):
             sys.exit(f"the tests fail without any planted bug: {' '.join(tests)}")
     missed = 0
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, caught in zip(planted, pool.map(noticed, planted), strict=True):
             missed += not caught
             print(f"{'caught' if caught else 'MISSED'}  {mutant['file']}: {mutant['bug']}", flush=True)
