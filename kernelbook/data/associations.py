@@ -220,12 +220,16 @@ def main(arguments: list[str]) -> None:
     from dataclasses import replace
 
     from ..results import provenance
+    from .errors import DataError
     from .translation import load_translation
 
     if len(arguments) not in (1, 2):
         raise SystemExit("usage: python -m kernelbook.data.associations FILE.json [CORPUS]")
     made = provenance(command=f"python -m kernelbook.data.associations {' '.join(arguments)}")
-    corpus = load_translation(*arguments[1:] or ["bible"])
+    try:
+        corpus = load_translation(*arguments[1:] or ["bible"])
+    except DataError as error:
+        raise SystemExit(f"error: {error}") from None
     table = replace(
         measure(corpus.train),
         data={"name": corpus.name, "split": "train", "origin": corpus.origin, "fingerprint": corpus.fingerprint,
