@@ -95,8 +95,9 @@ def main(names: list[str]) -> int:
         sys.exit(f"no bugs in {LISTS} for {names}")
     with tempfile.TemporaryDirectory() as temporary:
         tests = sorted({test for mutant in planted for test in mutant["tests"]})
-        if not run(copy(Path(temporary)), tests):
-            sys.exit(f"the tests fail without any planted bug: {' '.join(tests)}")
+        folder = copy(Path(temporary))
+        if not run(folder, tests):
+            sys.exit(f"{(folder / 'output.txt').read_text()}\nthe tests fail without any planted bug")
     missed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for mutant, caught in zip(planted, pool.map(noticed, planted), strict=True):
