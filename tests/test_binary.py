@@ -79,7 +79,7 @@ def test_interactions_are_invisible(p_x, p_y):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), p_x=st.sampled_from([1.3, 2.0, 3.0]), p_y=st.sampled_from([1.5, 2.0, 2.5]),
+@given(seed=st.integers(0, 10_000), p_x=st.sampled_from([1.3, 2.0, 3.0, 5.0]), p_y=st.sampled_from([1.5, 2.0, 3.0]),
        loss=st.sampled_from(["squared", "logistic"]))
 def test_additive_certificate_and_law(seed, p_x, p_y, loss):
     r = rng(seed)

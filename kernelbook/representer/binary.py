@@ -145,10 +145,14 @@ class _Side:
     def conjugate(self, coef: NDArray) -> float:
         return self.alpha / _conjugate(self.p) * (np.abs(self.A.T @ coef / self.alpha) ** _conjugate(self.p)).sum()
 
-    def curvature(self, coef: NDArray) -> NDArray:
-        # The second derivative of the conjugate; unbounded at u = 0 if p > 2, hence the floor.
+    def curvature(self, coef: NDArray, bound: bool = False) -> NDArray:
+        # The second derivative of the conjugate; unbounded at u = 0 if p > 2, hence the floor.  There a Newton step
+        # passes 0 and comes back, for ever if p = 3.  With the curvature of the parabola that touches |u|^p* from
+        # outside at u and -u, which is 1/(p* - 1) times as large, no step goes too far.
+        power = _conjugate(self.p)
         u = np.maximum(np.abs(self.A.T @ coef / self.alpha), _FLOOR)
-        return (self.A * (u ** (_conjugate(self.p) - 2) * (_conjugate(self.p) - 1) / self.alpha)) @ self.A.T
+        factor = 1.0 if bound and power < 2 else power - 1
+        return (self.A * (u ** (power - 2) * factor / self.alpha)) @ self.A.T
 
 
 def _conjugate(p: float) -> float:
@@ -176,7 +180,7 @@ def solve_additive(
 
     Newton's method on the dual, whose variable is one matrix :math:`C`; its row and column sums are the coefficients
     of the two sides.  A step costs a system of :math:`n_x+n_y` equations.  For exponents above 2 the dual has unbounded
-    curvature, and large ones (5, say) with weak penalties may need more steps than allowed: mind the gap.
+    curvature, and large ones (8, say) may need more steps than allowed: mind the gap.
 
     Parameters
     ----------
@@ -227,20 +231,13 @@ def solve_additive(
         return v, w, sums, loss.defect(sums, -C, z).sum()
 
     low, high = loss.domain(z)
-    C = -loss.gradient(np.zeros_like(z), z)
-    with np.errstate(over="ignore"):          # a small p makes the conjugate steep: begin as near to 0 as it asks
-        C = min((C / 4**k for k in range(20)), key=negative_dual)
-    value, (v, w, sums, gap), last = negative_dual(C), at(C), np.inf
-    for iterations in range(max_iter + 1):
-        # Newton squares a small error: stop not when the gap is small, but when it is and no longer falls.
-        if iterations == max_iter or gap == 0 or (gap <= tol * (1 + abs(value)) and gap > 0.1 * last):
-            break
-        last = gap
+
+    def descend(C, value, gap, gradient, bound):
+        """A step and what it reaches: its size, the value, the point, and what belongs to it; None if none helps."""
         # Hessian = diag(D) + M'SM, where M takes row and column sums: Woodbury.
-        gradient = sums - loss.conjugate_gradient(-C, z)
         inverse = 1 / loss.conjugate_hessian(-C, z)
         S = np.zeros((n_x + n_y, n_x + n_y))
-        S[:n_x, :n_x], S[n_x:, n_x:] = x.curvature(C.sum(1)), y.curvature(C.sum(0))
+        S[:n_x, :n_x], S[n_x:, n_x:] = x.curvature(C.sum(1), bound), y.curvature(C.sum(0), bound)
         MDM = np.block([[np.diag(inverse.sum(1)), inverse], [inverse.T, np.diag(inverse.sum(0))]])
         scaled = inverse * gradient
         s = np.linalg.solve(np.eye(n_x + n_y) + S @ MDM, S @ np.concatenate([scaled.sum(1), scaled.sum(0)]))
@@ -255,11 +252,30 @@ def solve_additive(
             # Near the solution the value no longer moves in double precision, but the gap still does.
             if trial_value <= value + 1e-4 * size * slope or (
                     trial_point[-1] < gap and trial_value <= value + 1e-14 * (1 + abs(value))):
-                break
+                return size, trial_value, trial, trial_point
             size /= 2
-        else:
+        return None
+
+    C = -loss.gradient(np.zeros_like(z), z)
+    with np.errstate(over="ignore"):          # a small p makes the conjugate steep: begin as near to 0 as it asks
+        C = min((C / 4**k for k in range(20)), key=negative_dual)
+    value, (v, w, sums, gap), last = negative_dual(C), at(C), np.inf
+    for iterations in range(max_iter + 1):
+        # Newton squares a small error: stop not when the gap is small, but when it is and no longer falls.
+        if iterations == max_iter or gap == 0 or (gap <= tol * (1 + abs(value)) and gap > 0.1 * last):
             break
-        C, value, (v, w, sums, gap) = trial, trial_value, trial_point
+        last = gap
+        gradient = sums - loss.conjugate_gradient(-C, z)
+        found = None
+        for bound in (False, True):           # Newton's step; where it gains little, a careful one as well
+            reached = descend(C, value, gap, gradient, bound)
+            if reached is not None and (found is None or reached[1] < found[1]):
+                found = reached
+            if found is not None and found[3][-1] < 0.1 * gap:
+                break
+        if found is None:
+            break
+        _, value, C, (v, w, sums, gap) = found
     if gap > max(tol, 1e-9) * (1 + abs(value)):
         _warn("solve_additive", "duality gap", gap, tol * (1 + abs(value)))
     objective = float(loss.value(sums, z).sum() + x.penalty(v) + y.penalty(w))
