@@ -1,15 +1,21 @@
 """The solvers against numbers computed independently, against scikit-learn and SciPy, and their certificates."""
 
+import pickle
 import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import optimize, special
+from scipy import optimize, sparse, special
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from kernelbook.features import MultinomialFeatures
@@ -254,6 +260,8 @@ def test_more_points_than_features_and_equal_points(loss, p):
 
 def test_a_missed_tolerance_is_reported():
     for p, loss in ((1.5, "squared"), (3, "squared"), (1.5, "hinge"), (3, "absolute")):
+        with pytest.warns(ConvergenceWarning, match="the duality gap is"):
+            solve(A, targets(loss), loss=loss, p=p, alpha=ALPHA, max_iter=0)
         with pytest.warns(ConvergenceWarning, match="the duality gap is .* was asked for") as caught:
             s = solve(A, targets(loss), loss=loss, p=p, alpha=ALPHA, max_iter=1)
         assert f"{s.duality_gap:.3g}" in str(caught[0].message)
@@ -262,6 +270,37 @@ def test_a_missed_tolerance_is_reported():
         TensorKernelRegressor(max_iter=1).fit(X, Y)
     with pytest.warns(ConvergenceWarning, match="1e-30 was asked for"):      # beyond double precision, at any time
         assert solve(A, Y, loss="absolute", p=1.5, alpha=ALPHA, tol=1e-30).iterations < 1000
+
+
+@pytest.mark.parametrize("alpha", [1e-20, 1e-12, 1e-6])
+def test_no_gap_below_the_rounding_of_predictions(alpha):
+    """At a kink a prediction that is off by its last digit costs more than such small penalties."""
+    B, y = np.random.default_rng(0).standard_normal((1, 9)), np.ones(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        s = solve(B, y, loss="absolute", p=2, alpha=alpha)
+    v, row = [Fraction(z) for z in s.weights], [Fraction(z) for z in B[0]]
+    c, weight = Fraction(s.dual_coef[0]), Fraction(alpha)
+    primal = abs(sum(a * b for a, b in zip(row, v, strict=True)) - 1) + weight / 2 * sum(z**2 for z in v)
+    assert primal - (c - sum((z * c) ** 2 for z in row) / (2 * weight)) <= s.duality_gap
+
+
+def test_extreme_numbers_are_reported():
+    with pytest.warns(ConvergenceWarning, match="too small for double precision"):
+        solve(A, 1e-170 * Y, p=2, alpha=ALPHA)
+    with pytest.warns(ConvergenceWarning, match="the duality gap is inf"):
+        solve(A, 1e160 * Y, p=2, alpha=ALPHA)
+    with pytest.warns(ConvergenceWarning, match="after .* linear systems"):     # a power of 100 overflows
+        solve(np.random.default_rng(1).standard_normal((6, 9)), targets("hinge", np.arange(-3.0, 3)), loss="hinge",
+              p=1.01, alpha=1e-6)
+    near = X[0] + 1e-3 * X                  # at this size the four-point kernel cancels
+    with pytest.warns(ConvergenceWarning, match="scale the points"):
+        model = TensorKernelRegressor().fit(12 * near, Y)
+    assert model.duality_gap_ > 1e-10 * model.objective_
+    with pytest.raises(ValueError, match="overflows"):
+        TensorKernelRegressor().fit(X, Y).predict(1e7 * X)
+    with pytest.raises(ValueError, match="overflow"):
+        BanachRegressor(features=MultinomialFeatures(30)).fit(X, Y).predict(1e12 * X)
 
 
 def test_targets_that_are_all_zero():
@@ -287,6 +326,15 @@ def test_bad_input_is_refused(change, message):
     arguments = good | change
     with pytest.raises(ValueError, match=message):
         solve(arguments.pop("A"), arguments.pop("y"), **arguments)
+
+
+def test_input_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="toarray"):
+        solve(sparse.csr_matrix(A), Y, p=2, alpha=ALPHA)
+    with pytest.raises(TypeError, match="complex"):
+        solve(A + 0j, Y, p=2, alpha=ALPHA)
+    with pytest.raises(ValueError, match="47,129,212,243,960 features at width d = 20"):
+        BanachRegressor(features=MultinomialFeatures(30)).fit(np.zeros((5, 20)), Y)
 
 
 def test_bad_estimators_are_refused():
@@ -325,3 +373,16 @@ def test_classifier():
 @pytest.mark.parametrize("estimator", [BanachRegressor(), BanachClassifier()], ids=repr)
 def test_scikit_learn_conventions(estimator):
     check_estimator(estimator, on_skip=None)
+
+
+def test_feature_maps_are_parameters():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(-1, 1, (30, 2))
+    points.setflags(write=False)
+    y = np.sin(3 * points[:, 0])
+    grid = {"banachregressor__features": [MultinomialFeatures(1), MultinomialFeatures(5)],
+            "banachregressor__p": [1.5, 3]}
+    search = GridSearchCV(make_pipeline(StandardScaler(), BanachRegressor()), grid, cv=3).fit(points, y)
+    assert search.best_params_["banachregressor__features"] == MultinomialFeatures(5) and search.n_features_in_ == 2
+    again = clone(search.best_estimator_).fit(points, y)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(again)).predict(points), search.predict(points))

@@ -32,7 +32,7 @@ class _Banach(BaseEstimator):
         if isinstance(self.features, str) and self.features == "precomputed":
             return X
         if isinstance(self.features, FeatureMap):
-            return self.features(torch.from_numpy(np.ascontiguousarray(X))).numpy()
+            return self.features(torch.tensor(X)).numpy()          # a copy: X may be read-only
         raise ValueError(f"features have to be 'precomputed', where the columns of X are the features, or a feature "
                          f"map such as kernelbook.features.MultinomialFeatures(degree=30), not {self.features!r}")
 
@@ -47,7 +47,12 @@ class _Banach(BaseEstimator):
 
     def _values(self, X):
         check_is_fitted(self)
-        return self._features(validate_data(self, X, dtype=np.float64, reset=False)) @ self.coef_
+        with np.errstate(all="ignore"):
+            values = self._features(validate_data(self, X, dtype=np.float64, reset=False)) @ self.coef_
+        if not np.isfinite(values).all():
+            raise ValueError(f"the features overflow at these points, whose entries are as large as "
+                             f"{np.abs(np.asarray(X, dtype=float)).max():.3g}; scale them to order 1")
+        return values
 
 
 class BanachRegressor(RegressorMixin, _Banach):

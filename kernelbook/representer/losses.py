@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.special import expit, xlogy
+from scipy.special import expit, xlog1py, xlogy
 
 __all__ = ["Loss", "SquaredLoss", "AbsoluteLoss", "LogisticLoss", "HingeLoss", "get"]
 
@@ -125,6 +125,9 @@ class AbsoluteLoss(Loss):
     def domain(self, y):
         return np.full(np.shape(y), -1.0), np.ones(np.shape(y))
 
+    def defect(self, f, s, y):
+        return np.where(np.abs(s) <= 1, np.abs(f - y) - s * (f - y), np.inf)      # without cancellation
+
 
 class LogisticLoss(Loss):
     r"""The logistic loss :math:`\log(1+e^{-yf})` of a label :math:`y=\pm1`.
@@ -149,7 +152,7 @@ class LogisticLoss(Loss):
 
     def _conjugate(self, s, y):
         tau = np.abs(s)
-        return xlogy(tau, tau) + xlogy(1 - tau, 1 - tau)
+        return xlogy(tau, tau) + xlog1py(1 - tau, -tau)
 
     def conjugate_gradient(self, s, y):
         tau = np.abs(s)
@@ -180,6 +183,10 @@ class HingeLoss(Loss):
     def domain(self, y):
         return np.minimum(-y, 0.0), np.maximum(-y, 0.0)
 
+    def defect(self, f, s, y):
+        tau, margin = -y * s, 1 - y * f
+        return np.where((tau >= 0) & (tau <= 1), np.maximum(margin, 0.0) - tau * margin, np.inf)
+
 
 _LOSSES = {loss.name: loss for loss in (SquaredLoss(), AbsoluteLoss(), LogisticLoss(), HingeLoss())}
 
@@ -203,7 +210,7 @@ def get(loss: str | Loss) -> Loss:
     """
     if isinstance(loss, Loss):
         return loss
-    if loss not in _LOSSES:
+    if not isinstance(loss, str) or loss not in _LOSSES:
         raise ValueError(f"there is no loss {loss!r}; choose one of {', '.join(map(repr, _LOSSES))}, "
                          "or hand over an instance of kernelbook.representer.Loss")
     return _LOSSES[loss]

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from sklearn.exceptions import ConvergenceWarning
 
@@ -32,6 +33,8 @@ from . import losses
 from .losses import Loss
 
 __all__ = ["Solution", "solve", "certify"]
+
+SMALLEST = 1e-290          # objectives below lose their digits, and their gaps too
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Solution:
         Of the two problems, at ``v`` and at ``c``.
     duality_gap : float
         The difference of the two, computed as a sum of terms that are not negative, so that it keeps its meaning
-        below the rounding error of the objectives.  No coefficients have an objective smaller by more than this.
+        below the rounding error of the objectives; what rounding errors of the predictions can hide of it is added.
+        No coefficients have an objective smaller by more than this.
     iterations : int
         Linear systems solved.
     """
@@ -109,14 +113,32 @@ class Problem:
         norms[np.abs(v - power(t, r - 1)) <= 4 * np.finfo(float).eps * np.abs(v)] = 0.0
         return self.alpha * float(norms.sum())
 
+    def rounding(self, v: NDArray, c: NDArray) -> float:
+        """What rounding errors of predictions and of scaled(c), of their usual size, can hide of the gap.
+
+        Both brackets are convex in these, so their slopes at the ends of the interval of error bound the change.
+        """
+        (n, D), eps, r = self.A.shape, np.finfo(float).eps, self.dual_p
+        size = np.abs(self.A)
+        f, f_error = self.A @ v, eps * (1 + math.sqrt(D)) * (size @ np.abs(v))
+        t, t_error = self.scaled(c), eps * (1 + math.sqrt(n)) * (size.T @ np.abs(c)) / self.alpha
+        slope = np.maximum(np.abs(self.loss.gradient(f + f_error, self.y) + c),
+                           np.abs(self.loss.gradient(f - f_error, self.y) + c))
+        bend = np.maximum(np.abs(power(t + t_error, r - 1) - v), np.abs(power(t - t_error, r - 1) - v))
+        return float(f_error @ slope) + self.alpha * float(t_error @ bend)
+
     def certify(self, v: NDArray, c: NDArray) -> float:
-        gap = float(self.loss.defect(self.A @ v, -c, self.y).sum()) + self.mismatch(v, c)
+        gap = float(self.loss.defect(self.A @ v, -c, self.y).sum()) + self.mismatch(v, c) + self.rounding(v, c)
         return math.inf if math.isnan(gap) else gap
 
 
 def check(A: ArrayLike, y: ArrayLike, loss: str | Loss, p: float, alpha: float) -> Problem:
     """The problem in double precision, or an error that says what is wrong with it."""
     loss = losses.get(loss)
+    for name, values in (("features A", A), ("targets y", y)):
+        if sparse.issparse(values) or np.iscomplexobj(values):
+            raise TypeError(f"the {name} have to be a dense array of real numbers, and are "
+                            f"{'sparse: use .toarray()' if sparse.issparse(values) else 'complex'}")
     A, y = np.asarray(A, dtype=float), np.asarray(y, dtype=float)
     if A.ndim != 2 or y.ndim != 1 or len(A) != len(y) or not len(y):
         raise ValueError("expected features A of shape (n, D) and targets y of shape (n,) with n >= 1, one row of A "
@@ -143,7 +165,9 @@ def certify(A: ArrayLike, y: ArrayLike, weights: ArrayLike, dual_coef: ArrayLike
         +\alpha\sum_\nu\Bigl[\frac{|v_\nu|^p}p+\frac{|t_\nu|^{p^*}}{p^*}-v_\nu t_\nu\Bigr],
         \qquad f=Av,\quad t=\frac{A^{\mathsf T}c}\alpha,
 
-    which is primal minus dual objective, since the mixed terms cancel.  Every bracket is at least 0.
+    which is primal minus dual objective, since the mixed terms cancel.  Every bracket is at least 0.  To the sum is
+    added what rounding errors of ``f`` and ``t`` can hide: second order where losses are smooth, and for losses with
+    kinks of the size of a rounding error of the predictions.
 
     Parameters
     ----------
@@ -218,13 +242,17 @@ def solve(A: ArrayLike, y: ArrayLike, *, loss: str | Loss = "squared", p: float,
         method = _primal_newton if problem.loss.smooth else _smoothed_newton
     with np.errstate(all="ignore"):        # a step that is too long may overflow; it is then shortened
         v, c, iterations = method(problem, tol, max_iter)
-    objective, gap = problem.primal(v), problem.certify(v, c)
-    if not gap <= tol * objective:
-        warnings.warn(f"the duality gap is {gap:.3g}, which is {gap / objective:.3g} of the objective, and {tol:.3g} "
+        objective, gap, dual = problem.primal(v), problem.certify(v, c), -problem.negative_dual(c)
+    relative = gap / objective if 0 < objective < math.inf else math.inf
+    if not gap <= tol * objective < math.inf:
+        warnings.warn(f"the duality gap is {gap:.3g}, which is {relative:.3g} of the objective, and {tol:.3g} "
                       f"was asked for, after {iterations} of at most {max_iter} linear systems; the answer is that "
                       "far from optimal at most. Scale the features, or increase alpha, max_iter or tol.",
                       ConvergenceWarning, stacklevel=2)
-    return Solution(v, c, objective, -problem.negative_dual(c), gap, iterations)
+    elif objective < SMALLEST and problem.y.any():
+        warnings.warn(f"the objective {objective:.3g} is too small for double precision, and so the duality gap says "
+                      "nothing; scale the targets to order 1.", ConvergenceWarning, stacklevel=2)
+    return Solution(v, c, objective, dual, gap, iterations)
 
 
 class _Best:
@@ -245,9 +273,11 @@ class _Best:
 
 
 def _solve_spd(H: NDArray, rhs: NDArray) -> NDArray:
-    """The solution of a system whose matrix is positive semidefinite up to rounding."""
+    """The solution of a system whose matrix is positive semidefinite up to rounding; NaN if something overflowed."""
     scale = 1 / np.sqrt(np.maximum(np.diag(H), np.finfo(float).tiny))      # entries may differ by many orders
     H = H * scale * scale[:, None]
+    if not (np.isfinite(H).all() and np.isfinite(scale * rhs).all()):
+        return np.full(len(rhs), np.nan)               # no step of that length is accepted, and the search ends
     ridge = 1e-15
     while True:
         try:
@@ -395,7 +425,7 @@ def _primal_newton(problem: Problem, tol: float, max_iter: int, loss: Loss | Non
         f = A @ v
         c = -loss.gradient(f, y)
         t = problem.scaled(c)
-        if iterations >= max_iter or (best.offer(v, c) if settled is None else problem.mismatch(v, c) <= settled):
+        if (best.offer(v, c) if settled is None else problem.mismatch(v, c) <= settled) or iterations >= max_iter:
             break
         iterations += 1
         # Curvature of the penalty at v, but not below that at the coefficients that c asks for: those near zero

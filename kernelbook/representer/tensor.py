@@ -7,6 +7,7 @@ exponent is 4, and :math:`\|A^{\mathsf T}c\|_4^4` needs their products at four p
 
 from __future__ import annotations
 
+import numbers
 import warnings
 
 import numpy as np
@@ -16,6 +17,8 @@ from scipy import special
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .solvers import _solve_spd
 
 __all__ = ["tensor_kernel", "TensorKernelRegressor"]
 
@@ -113,7 +116,7 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
             If the gap is larger than asked for.
         """
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
-        if not 0 < self.alpha < np.inf:
+        if not (isinstance(self.alpha, numbers.Real) and 0 < self.alpha < np.inf):
             raise ValueError(f"the regularisation alpha has to be a finite number > 0, not {self.alpha!r}")
         if len(X) > MOST_POINTS:
             raise ValueError(f"{len(X)} points make {len(X)}**4 values of the four-point kernel; more than "
@@ -129,7 +132,7 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
         twice = np.where(first == second, 1.0, 2.0)
         scale = self.alpha**-3.0
 
-        def contract(c):
+        def contract(c, kernel=kernel):
             """The matrix with entries sum over k, l of c_k c_l kappa_4(x_i, x_j, x_k, x_l)."""
             matrix = np.empty((len(X), len(X)))
             matrix[first, second] = matrix[second, first] = kernel @ (twice * c[first] * c[second])
@@ -138,29 +141,43 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
         def dual(c, matrix):
             return y @ c - c @ c / 2 - scale / 4 * (c @ matrix @ c)
 
-        c, last = y * min(1.0, self.alpha / max(np.abs(y).max(), 1e-300)), np.inf
+        # A first guess of the right size: the dual objective is large and negative for larger multiples of y
+        fourth = y @ contract(y) @ y
+        c, last = y * min(1.0, np.cbrt((y @ y) / (scale * fourth)) if fourth > 0 else 1.0), np.inf
+        noise = np.finfo(float).eps * np.sqrt(len(X)) * scale
+        size = np.abs(kernel)
         iterations = 0
-        while True:
-            matrix = contract(c)
-            f = scale * (matrix @ c)
-            fourth = c @ matrix @ c                       # the fourth power of the dual norm
-            gap = 0.5 * ((f - y + c) ** 2).sum()
-            objective = 0.5 * ((f - y) ** 2).sum() + 0.75 * scale * fourth
-            if gap == 0 or (gap <= self.tol * objective and gap > 0.1 * last) or iterations == self.max_iter:
-                break
-            last, iterations = gap, iterations + 1
-            direction = np.linalg.solve(np.eye(len(c)) + 3 * scale * matrix, y - c - f)
-            step, slope = 1.0, direction @ (y - c - f)
-            while step > 1e-12:
-                new = c + step * direction
-                if dual(new, contract(new)) >= dual(c, matrix) + 1e-4 * step * slope - 1e-15 * abs(objective):
+        with np.errstate(all="ignore"):    # a step that is too long may overflow; it is then shortened
+            while True:
+                matrix = contract(c)
+                f = scale * (matrix @ c)
+                fourth = max(c @ matrix @ c, 0.0)             # the fourth power of the dual norm
+                # The gap, with what rounding errors of f, of their usual size, can hide of it
+                hidden = noise * (contract(np.abs(c), size) @ np.abs(c))
+                gap = 0.5 * ((np.abs(f - y + c) + hidden) ** 2).sum()
+                objective = 0.5 * ((f - y) ** 2).sum() + 0.75 * scale * fourth
+                if gap <= 2 * (hidden @ hidden) or (gap <= self.tol * objective and gap > 0.1 * last):
                     break
-                step /= 2
-            c = new
+                if iterations == self.max_iter:
+                    break
+                last, iterations = gap, iterations + 1
+                residual = y - c - f
+                direction = _solve_spd(np.eye(len(c)) + 3 * scale * matrix, residual)
+                slope, here = direction @ residual, dual(c, matrix)
+                step = 1.0
+                while step > 1e-12:
+                    new = c + step * direction
+                    if dual(new, contract(new)) >= here + 1e-4 * step * slope - 1e-15 * abs(objective):
+                        break
+                    step /= 2
+                else:
+                    break
+                c = new
         if not gap <= self.tol * objective:
-            warnings.warn(f"the duality gap is {gap:.3g}, which is {gap / objective:.3g} of the objective, and "
-                          f"{self.tol:.3g} was asked for, after {iterations} Newton steps; increase alpha, max_iter "
-                          "or tol.", ConvergenceWarning, stacklevel=2)
+            relative = gap / objective if objective else np.inf
+            warnings.warn(f"the duality gap is {gap:.3g}, which is {relative:.3g} of the objective, and "
+                          f"{self.tol:.3g} was asked for, after {iterations} Newton steps; scale the points to order "
+                          "1, or increase alpha, max_iter or tol.", ConvergenceWarning, stacklevel=2)
         self.X_fit_, self.dual_coef_, self.duality_gap_, self.n_iter_ = X, c, float(gap), iterations
         self.norm_, self.objective_ = float(scale * fourth**0.75), float(objective)
         return self
@@ -177,13 +194,23 @@ class TensorKernelRegressor(RegressorMixin, BaseEstimator):
         -------
         array
             Of shape ``(m,)``.
+
+        Raises
+        ------
+        ValueError
+            If the input is not finite, has another number of columns, or the four-point kernel overflows there.
         """
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         c, points = self.dual_coef_, self.X_fit_
         first, second = np.triu_indices(len(points))
         pairs, weight = points[first] * points[second], c[first] * c[second] * np.where(first == second, 1.0, 2.0)
-        return self.alpha**-3.0 * np.array([weight @ (_pair_kernel(pairs, points * x) @ c) for x in X])
+        with np.errstate(all="ignore"):
+            values = self.alpha**-3.0 * np.array([weight @ (_pair_kernel(pairs, points * x) @ c) for x in X])
+        if not np.isfinite(values).all():
+            raise ValueError("the four-point kernel overflows at these points, whose entries are as large as "
+                             f"{np.abs(X).max():.3g}; scale them to order 1")
+        return values
 
 
 def _pair_kernel(a: Float[NDArray, "m d"], b: Float[NDArray, "n d"]) -> Float[NDArray, "m n"]:
