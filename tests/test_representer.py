@@ -1,9 +1,11 @@
 """The solvers against numbers computed independently, against scikit-learn and SciPy, and their certificates."""
 
+import itertools
 import pickle
 import warnings
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -283,6 +285,23 @@ def test_no_gap_below_the_rounding_of_predictions(alpha):
     c, weight = Fraction(s.dual_coef[0]), Fraction(alpha)
     primal = abs(sum(a * b for a, b in zip(row, v, strict=True)) - 1) + weight / 2 * sum(z**2 for z in v)
     assert primal - (c - sum((z * c) ** 2 for z in row) / (2 * weight)) <= s.duality_gap
+
+
+def test_no_gap_below_the_rounding_of_the_tensor_kernel():
+    """Points close together, where the sums of kernel values cancel: the exact gap, with 60 digits."""
+    points, alpha = 3 * (X[0] + 1e-3 * X), 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = TensorKernelRegressor(alpha=alpha).fit(points, Y)
+    with mpmath.workdps(60):
+        exact, c = [[mpmath.mpf(z) for z in point] for point in points], [mpmath.mpf(z) for z in model.dual_coef_]
+        gap = mpmath.mpf(0)
+        for i in range(5):
+            f = sum(c[j] * c[k] * c[m] * mpmath.fprod(
+                mpmath.hyp0f1(1, exact[i][a] * exact[j][a] * exact[k][a] * exact[m][a]) for a in range(2))
+                for j, k, m in itertools.product(range(5), repeat=3)) / mpmath.mpf(alpha) ** 3
+            gap += (f - Y[i] + c[i]) ** 2 / 2
+    assert gap <= model.duality_gap_
 
 
 def test_extreme_numbers_are_reported():

@@ -126,7 +126,8 @@ class AbsoluteLoss(Loss):
         return np.full(np.shape(y), -1.0), np.ones(np.shape(y))
 
     def defect(self, f, s, y):
-        return np.where(np.abs(s) <= 1, np.abs(f - y) - s * (f - y), np.inf)      # without cancellation
+        error = f - y                      # for its own digits: no cancellation
+        return np.where(np.abs(s) <= 1, np.abs(error) - s * error, np.inf)
 
 
 class LogisticLoss(Loss):
