@@ -30,7 +30,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..features import FeatureMap
 from ..kernels import Kernel
+from ..spaces.geometry import conjugate
 from .losses import Loss, get
+from .solvers import power
 
 __all__ = [
     "AdditiveSolution", "LocalMinimum", "PairRegressor", "ProductSolution", "TraceNormSolution",
@@ -78,10 +80,6 @@ def _strength(alpha: float, name: str) -> float:
         raise ValueError(f"{name} must be a positive number, not {alpha!r}: without a penalty a minimiser "
                          "need not exist")
     return float(alpha)
-
-
-def _power(v: NDArray, s: float) -> NDArray:
-    return np.sign(v) * np.abs(v) ** s
 
 
 def _warn(solver: str, what: str, value: float, wanted: float) -> None:
@@ -137,26 +135,22 @@ class _Side:
 
     def weights(self, coef: NDArray) -> NDArray:
         # The weights at which the penalty has the slope u = A'coef.
-        return _power(self.A.T @ coef / self.alpha, 1 / (self.p - 1))
+        return power(self.A.T @ coef / self.alpha, 1 / (self.p - 1))
 
     def penalty(self, weights: NDArray) -> float:
         return self.alpha / self.p * (np.abs(weights) ** self.p).sum()
 
     def conjugate(self, coef: NDArray) -> float:
-        return self.alpha / _conjugate(self.p) * (np.abs(self.A.T @ coef / self.alpha) ** _conjugate(self.p)).sum()
+        return self.alpha / conjugate(self.p) * (np.abs(self.A.T @ coef / self.alpha) ** conjugate(self.p)).sum()
 
     def curvature(self, coef: NDArray, bound: bool = False) -> NDArray:
         # The second derivative of the conjugate; unbounded at u = 0 if p > 2, hence the floor.  There a Newton step
         # passes 0 and comes back, for ever if p = 3.  With the curvature of the parabola that touches |u|^p* from
         # outside at u and -u, which is 1/(p* - 1) times as large, no step goes too far.
-        power = _conjugate(self.p)
+        dual = conjugate(self.p)
         u = np.maximum(np.abs(self.A.T @ coef / self.alpha), _FLOOR)
-        factor = 1.0 if bound and power < 2 else power - 1
-        return (self.A * (u ** (power - 2) * factor / self.alpha)) @ self.A.T
-
-
-def _conjugate(p: float) -> float:
-    return p / (p - 1)
+        factor = 1.0 if bound and dual < 2 else dual - 1
+        return (self.A * (u ** (dual - 2) * factor / self.alpha)) @ self.A.T
 
 
 def solve_additive(
@@ -347,8 +341,8 @@ def _product_parts(A_x, A_y, z, loss, p_x, p_y, alpha_x, alpha_y):
         C = -loss.gradient(np.outer(f, g), z)
         value = (loss.value(np.outer(f, g), z).sum() + alpha_x / p_x * (np.abs(v) ** p_x).sum()
                  + alpha_y / p_y * (np.abs(w) ** p_y).sum())
-        return (value, alpha_x * _power(v, p_x - 1) - A_x.T @ (C @ g),
-                alpha_y * _power(w, p_y - 1) - A_y.T @ (C.T @ f))
+        return (value, alpha_x * power(v, p_x - 1) - A_x.T @ (C @ g),
+                alpha_y * power(w, p_y - 1) - A_y.T @ (C.T @ f))
 
     return objective
 
@@ -423,7 +417,7 @@ def solve_product(
         for part, a, e, s in zip(np.split(theta, widths[:1]), A, p, alpha, strict=True):
             if e < 2:
                 u, r = a.T @ part / s, 1 / (e - 1)
-                out.append((_power(u, r), lambda d, a=a, s=s, u=u, r=r: a @ (r * np.abs(u) ** (r - 1) * d) / s))
+                out.append((power(u, r), lambda d, a=a, s=s, u=u, r=r: a @ (r * np.abs(u) ** (r - 1) * d) / s))
             else:
                 out.append((part, lambda d: d))
         return out

@@ -67,7 +67,7 @@ class Solution:
 
 
 def power(v: Float[NDArray, "*shape"], s: float) -> Float[NDArray, "*shape"]:
-    r"""The odd power :math:`\varphi_s(v)=\operatorname{sign}(v)\,|v|^s`, entry by entry."""
+    r"""The signed power :math:`\varphi_s(v)=\operatorname{sign}(v)\,|v|^s`, entry by entry."""
     return np.sign(v) * np.abs(v) ** s
 
 
