@@ -86,7 +86,7 @@ class Problem:
         return conjugate(self.p)
 
     def scaled(self, c: NDArray) -> NDArray:
-        """The functional of ``c`` over alpha: the odd power p - 1 of the optimal coefficients."""
+        """The functional of ``c`` over alpha: the signed power p - 1 of the optimal coefficients."""
         return self.A.T @ c / self.alpha
 
     def weights(self, c: NDArray) -> NDArray:
