@@ -1,6 +1,7 @@
 """Every numbered statement of the book has a label, a proof and a check that can fail; every experiment is executed."""
 
 import pytest
+from chapters import BOOK
 from claims import checks, checks_in_tests, checks_in_text, register, statements, statements_of
 
 CHECKED = {check.name for check in checks() if check.can_fail}
@@ -33,15 +34,10 @@ def test_what_is_named_exists_and_can_fail():
 
 
 def test_the_register_names_labels_that_exist():
-    text = "".join(p.read_text("utf8") for p in (chapters_folder()).glob("*.md"))
+    text = "".join(p.read_text("utf8") for p in BOOK.glob("*.md"))
     named = {label for labels in REGISTER["statements"].values() for label in labels}
     named |= {label for row in REGISTER["experiments"].values() for label in row["of"]}
     assert [label for label in sorted(named) if f":label: {label}\n" not in text] == []
-
-
-def chapters_folder():
-    from chapters import BOOK
-    return BOOK
 
 
 THEOREM = "```{prf:theorem} T\n:label: thm-t\nx\n```\n"
