@@ -12,6 +12,7 @@ from torch import Tensor
 from ..debugging import check_finite
 from ..kernels import Kernel, check_points, get
 from . import fused as _fused
+from .call import Call
 from .definition import check_mask, check_normaliser, exact
 
 __all__ = ["attend", "explain", "Plan", "PATHS"]
@@ -19,19 +20,31 @@ __all__ = ["attend", "explain", "Plan", "PATHS"]
 
 @dataclass(frozen=True)
 class Path:
-    """A way to compute attention: what it does, when it refuses, and the function."""
+    """A way to compute attention.
 
-    does: str
-    refusal: Callable[[Kernel, str], str | None]
+    Attributes
+    ----------
+    does : callable
+        Of a :class:`Call`: one phrase on how it is computed, with what.
+    refusal : callable
+        Of a :class:`Call`: why the path cannot serve it, or None if it can.
+    drawback : callable
+        Of a :class:`Call` that it can serve: why ``auto`` had better take a later path, or None.
+    compute : callable
+        The function; it takes the arguments of :func:`attend` but ``path``, checked.
+    """
+
+    does: Callable[[Call], str]
+    refusal: Callable[[Call], str | None]
+    drawback: Callable[[Call], str | None]
     compute: Callable[..., Tensor]
 
 
-#: The paths, best first: ``auto`` takes the first that does not refuse.
+#: The paths, best first: ``auto`` takes the first that neither refuses the call nor has a drawback there.
 PATHS: dict[str, Path] = {
-    "fused": Path("torch's fused attention on queries and keys in softmax form: no n x m array where torch's "
-                  "backend makes none", _fused.refusal, _fused.fused),
-    "exact": Path("the definition: the n x m matrix of weights, times the values", lambda kernel, normaliser: None,
-                  exact),
+    "fused": Path(_fused.does, _fused.refusal, _fused.drawback, _fused.fused),
+    "exact": Path(lambda call: "the definition: the n x m matrix of weights, times the values", lambda call: None,
+                  lambda call: None, exact),
 }
 
 
@@ -47,15 +60,19 @@ class Plan:
         Why that one.
     refused : dict
         The paths that cannot serve the call, with the reason of each.
+    passed_over : dict
+        The paths that could serve it, but not as well, with the reason of each.
     """
 
     path: str
     reason: str
     refused: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"path {self.path!r}: {self.reason}"]
-        return "\n".join(lines + [f"not {path!r}: {why}" for path, why in self.refused.items()])
+        others = {name: self.refused.get(name) or self.passed_over.get(name) for name in PATHS}
+        return "\n".join([f"path {self.path!r}: {self.reason}"]
+                         + [f"not {name!r}: {why}" for name, why in others.items() if why])
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None, dropout: float,
@@ -88,18 +105,31 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
 
 
-def plan(kernel: Kernel, normaliser: str, path: str) -> Plan:
-    """The path for a kernel and a normaliser; raise if the one asked for cannot serve them."""
-    refused = {name: why for name, p in PATHS.items() if (why := p.refusal(kernel, normaliser)) is not None}
+def choose(call: Call, path: str = "auto") -> str:
+    """The name of the path for a call; raise if the one asked for cannot serve it."""
     if path == "auto":
-        chosen = next(name for name in PATHS if name not in refused)
-        return Plan(chosen, f"the first that serves this call; {PATHS[chosen].does}", refused)
+        return next(name for name, p in PATHS.items() if p.refusal(call) is None and p.drawback(call) is None)
     if path not in PATHS:
         raise ValueError(f"no path is called {path!r} (known: auto, {', '.join(PATHS)})")
-    if path in refused:
-        raise ValueError(f"path {path!r} cannot serve this call: {refused[path]}; "
-                         "use path='auto' or path='exact'")
-    return Plan(path, f"asked for; {PATHS[path].does}", refused)
+    if (why := PATHS[path].refusal(call)) is not None:
+        others = [name for name, p in PATHS.items() if name != path and p.refusal(call) is None]
+        raise ValueError(f"path {path!r} cannot serve this call: {why}; use path='auto' (here: {choose(call)!r}) or "
+                         f"another that can: {', '.join(others)}")
+    return path
+
+
+def plan(call: Call, path: str = "auto") -> Plan:
+    """The path for a call, with the reasons; raise if the one asked for cannot serve it."""
+    chosen = choose(call, path)
+    refused = {name: why for name, p in PATHS.items() if (why := p.refusal(call)) is not None}
+    passed_over = {}
+    for name, p in PATHS.items():
+        if path == "auto" and name == chosen:
+            break
+        if name != chosen and name not in refused and (why := p.drawback(call)) is not None:
+            passed_over[name] = why
+    why = "asked for" if path != "auto" else "the first that serves this call and has no drawback here"
+    return Plan(chosen, f"{why}; {PATHS[chosen].does(call)}", refused, passed_over)
 
 
 def explain(
@@ -129,7 +159,7 @@ def explain(
     """
     kernel = get(kernel)
     _check(q, k, v, kernel, mask, dropout, normaliser)
-    return plan(kernel, normaliser, path)
+    return plan(Call.of(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser), path)
 
 
 def attend(
@@ -190,5 +220,6 @@ def attend(
     """
     kernel = get(kernel)
     _check(q, k, v, kernel, mask, dropout, normaliser)
-    chosen = plan(kernel, normaliser, path).path
-    return PATHS[chosen].compute(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)
+    options = {"mask": mask, "causal": causal, "dropout": dropout, "normaliser": normaliser}
+    chosen = choose(Call.of(q, k, v, kernel, **options), path)
+    return PATHS[chosen].compute(q, k, v, kernel, **options)

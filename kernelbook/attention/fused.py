@@ -15,18 +15,30 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..kernels import EDP, RBF, Kernel
+from .call import Call
 from .definition import visible_keys
 
-__all__ = ["fused", "refusal"]
+__all__ = ["fused", "does", "refusal", "drawback"]
 
 
-def refusal(kernel: Kernel, normaliser: str) -> str | None:
-    """Why the fused path cannot serve this kernel and normaliser, or None if it can."""
-    if type(kernel) not in _SOFTMAX_FORM:
+def does(call: Call) -> str:
+    """How the path computes a call."""
+    return ("torch's fused attention on queries and keys in softmax form: no n x m array where torch's backend makes "
+            "none")
+
+
+def refusal(call: Call) -> str | None:
+    """Why the fused path cannot serve a call, or None if it can."""
+    if type(call.kernel) not in _SOFTMAX_FORM:
         served = ", ".join(cls.__name__ for cls in _SOFTMAX_FORM)
-        return f"{kernel!r} has no reduction to a softmax of inner products here (served: {served})"
-    if normaliser in ("none", "count"):
-        return f"it divides by the row sum, and the normaliser is {normaliser!r}"
+        return f"{call.kernel!r} has no reduction to a softmax of inner products here (served: {served})"
+    if call.normaliser in ("none", "count"):
+        return f"it divides by the row sum, and the normaliser is {call.normaliser!r}"
+    return None
+
+
+def drawback(call: Call) -> str | None:
+    """Why another path serves a call better, or None."""
     return None
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ..debugging import check_finite
 from ..kernels import Kernel, get
+from .call import Call
 from .definition import check_normaliser, weights
-from .dispatch import attend, check_dropout, plan
+from .dispatch import attend, check_dropout, choose
 
 __all__ = ["KernelAttention"]
 
@@ -65,7 +66,7 @@ class KernelAttention(nn.Module):
         self.dropout, self.batch_first, self.normaliser, self.path = dropout, batch_first, normaliser, path
         self.kernel = get(kernel)
         check_normaliser(self.kernel, normaliser)
-        plan(self.kernel, normaliser, path)
+        choose(Call(self.kernel, normaliser, d=self.head_dim, d_v=self.head_dim), path)
         check_dropout(dropout)
         made = {"device": device, "dtype": dtype}
         self._one_projection = self.kdim == self.vdim == embed_dim

@@ -1,0 +1,62 @@
+"""What is asked of attention, without the numbers: all that the choice of a path depends on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import Kernel
+
+__all__ = ["Call"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of :func:`attend`, as the paths see it when they are asked whether they serve it.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    normaliser : str
+    n, m, d, d_v : int
+        Numbers of queries and keys, their width, and the width of the values.
+    batch : int
+        Number of problems: the product of the leading axes.
+    mask : str
+        ``"none"``; ``"keys"``, where all queries may see the same keys; or ``"pairs"``.
+    causal : bool
+    dropout : float
+    dtype : torch.dtype
+    device : str
+        Type of the device, as in ``"cpu"``.
+    gradient : bool
+        Whether a gradient may be asked for.
+    """
+
+    kernel: Kernel
+    normaliser: str = "sum"
+    n: int = 1
+    m: int = 1
+    d: int = 1
+    d_v: int = 1
+    batch: int = 1
+    mask: str = "none"
+    causal: bool = False
+    dropout: float = 0.0
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    gradient: bool = False
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, mask: Tensor | None, causal: bool, dropout: float,
+           normaliser: str) -> Call:
+        """The description of checked arguments."""
+        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        n, m = q.shape[-2], k.shape[-2]
+        kind = "none" if mask is None else "keys" if mask.ndim < 2 or mask.shape[-2] == 1 else "pairs"
+        gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        return cls(kernel, normaliser, n, m, q.shape[-1], v.shape[-1], math.prod(batch), kind, causal, dropout, q.dtype,
+                   q.device.type, gradient)
