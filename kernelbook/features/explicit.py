@@ -1,13 +1,4 @@
-r"""Explicit feature maps: lists of numbers of a query and of a key whose inner product is the kernel.
-
-Every map here serves queries and keys alike, so what it stands for is positive definite:
-:math:`\kappa(q,k)=\Phi(q)\cdot\Phi(k)`.  A map knows how many features it has at width ``d``, and which kernel it
-belongs to; for the exponentiated dot product, which has infinitely many, it is cut off at a degree, and the
-functions of this module certify what is lost.
-
-The features of the exponentiated dot product are :math:`\Phi_\alpha(x)=x^\alpha/\sqrt{\alpha!}`, one for each
-multi-index :math:`\alpha`: these are the *monomial* features, and :math:`\alpha!=\alpha_1!\cdots\alpha_d!`.
-"""
+r"""Feature maps in closed form, one for queries and keys alike, and certificates of what a truncation loses."""
 
 from __future__ import annotations
 
@@ -21,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from . import kernels
-from .kernels import Kernel
+from .. import kernels
+from ..kernels import Kernel
 
 __all__ = [
     "FeatureMap", "MultinomialFeatures", "PolynomialFeatures", "QuadraticFeatures", "ConstantFeatures",
