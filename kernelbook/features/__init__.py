@@ -25,7 +25,8 @@ from .explicit import (
     tail_norm_bound,
     truncation_bound,
 )
-from .explicit import _by_degree as _by_degree, _monomials as _monomials
+from .explicit import _by_degree as _by_degree
+from .explicit import _monomials as _monomials
 
 __all__ = [
     "FeatureMap", "MultinomialFeatures", "PolynomialFeatures", "QuadraticFeatures", "ConstantFeatures",
