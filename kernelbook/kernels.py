@@ -306,15 +306,18 @@ class Kernel:
 
 _CLASSES: dict[str, type[Kernel]] = {}
 _COMBINATORS: set[str] = set()
+_UNLISTED: list[str] = []       # names that get() knows and available() does not list
 
 
-def register(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
+def register(name: str, *, listed: bool = True) -> Callable[[type[Kernel]], type[Kernel]]:
     """Class decorator: give a kernel the name by which :func:`get` and the command line find it.
 
     Parameters
     ----------
     name : str
         A new name, lower case.
+    listed : bool
+        Whether :func:`available` lists it.
 
     Raises
     ------
@@ -333,6 +336,8 @@ def register(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
             raise ValueError(f"the kernel name {name!r} is taken by {old.__module__}.{old.__qualname__}; "
                              "choose another")
         _CLASSES[name] = cls
+        if not listed and name not in _UNLISTED:
+            _UNLISTED.append(name)
         return cls
 
     return add
@@ -344,13 +349,16 @@ def _combinator(name: str) -> Callable[[type[Kernel]], type[Kernel]]:
 
 
 def available() -> list[str]:
-    """The names that :func:`get` knows, in the order of their definition.
+    """The kernels that :func:`get` makes of a name, in the order of their definition.
+
+    Besides them it knows those given by feature maps (:class:`kernelbook.features.FeatureKernel`), which are mostly
+    approximations of these.
 
     Returns
     -------
     list of str
     """
-    return [name for name in _CLASSES if name not in _COMBINATORS]
+    return [name for name in _CLASSES if name not in _COMBINATORS and name not in _UNLISTED]
 
 
 def get(kernel: str | Kernel, **options: Any) -> Kernel:
@@ -359,7 +367,7 @@ def get(kernel: str | Kernel, **options: Any) -> Kernel:
     Parameters
     ----------
     kernel : str or Kernel
-        A name among :func:`available`, or a kernel.
+        A name among :func:`available`, or of a kernel given by features, or a kernel.
     **options
         The kernel's options, as in ``get("taylor", degree=4)``.
 
@@ -385,10 +393,11 @@ def get(kernel: str | Kernel, **options: Any) -> Kernel:
     if not isinstance(kernel, str):
         raise TypeError(f"kernel must be a name or a kernelbook.kernels.Kernel, not {type(kernel).__name__}; "
                         "kernelbook.kernels tells how to write a kernel of your own")
-    if kernel not in available():
-        near = difflib.get_close_matches(kernel.lower().replace("-", "_"), available(), n=1)
+    if kernel not in _CLASSES or kernel in _COMBINATORS:
+        near = difflib.get_close_matches(kernel.lower().replace("-", "_"), [*available(), *_UNLISTED], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no kernel is called {kernel!r}{hint} (known: {', '.join(available())})")
+        raise ValueError(f"no kernel is called {kernel!r}{hint} (known: {', '.join(available())}; given by features: "
+                         f"{', '.join(_UNLISTED)})")
     cls = _CLASSES[kernel]
     known = [f.name for f in dataclasses.fields(cls)]
     if wrong := sorted(set(options) - set(known)):
