@@ -13,7 +13,8 @@ __all__ = ["greedy"]
 
 @torch.no_grad()
 def greedy(
-    model: Transformer, source: Int[Tensor, "batch m"], *, bos_id: int, eos_id: int, max_length: int
+    model: Transformer, source: Int[Tensor, "batch m"], *, bos_id: int, eos_id: int, max_length: int,
+    cache: bool = True
 ) -> list[list[int]]:
     r"""Greedy decoding: at every step the most probable next token, :math:`y_t=\arg\max_y p(y\mid y_{<t},x)`.
 
@@ -27,6 +28,9 @@ def greedy(
         The tokens that begin and end a target.
     max_length : int
         Number of tokens after which to stop all the same.
+    cache : bool
+        Whether to keep the keys and values of earlier tokens; otherwise they are all computed anew for every token,
+        with the same result.
 
     Returns
     -------
@@ -44,15 +48,26 @@ def greedy(
     model.eval()
     try:
         memory, hidden = model.encode(source)
-        target = source.new_full((source.shape[0], 1), bos_id)
-        done = torch.zeros(source.shape[0], dtype=torch.bool, device=source.device)
-        for _ in range(max_length):
-            last = model.decode(target, memory, hidden)[:, -1]
-            token = model.logits(last).argmax(-1).masked_fill(done, eos_id)
-            target = torch.cat((target, token[:, None]), 1)
-            done |= token == eos_id
-            if done.all():
+        found = source.new_full((source.shape[0], 1 + max_length), eos_id)
+        found[:, 0] = bos_id
+        rows = torch.arange(source.shape[0], device=source.device)      # of the sequences that go on, and some more
+        kept = model.new_cache(memory, hidden) if cache else None
+        for t in range(max_length):
+            if cache:
+                last = model.decode(found[rows, t, None], cache=kept)
+            else:
+                last = model.decode(found[rows, :t + 1], memory[rows], hidden[rows])
+            token = model.logits(last[:, -1]).argmax(-1)
+            if t:
+                token = token.masked_fill(found[rows, t] == eos_id, eos_id)
+            found[rows, t + 1] = token
+            on = (token != eos_id).nonzero()[:, 0]
+            if len(on) == 0:
                 break
+            if 2 * len(on) <= len(rows):        # copying what was kept is worth it, and at most doubles the work
+                rows = rows[on]
+                if cache:
+                    kept.select(on)
     finally:
         model.train(was_training)
-    return [row[: row.index(eos_id)] if eos_id in row else row for row in target[:, 1:].tolist()]
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in found[:, 1:].tolist()]

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .attention import KernelAttention
+from .attention import Cache, KernelAttention
 from .attention.definition import check_normaliser
 from .kernels import Kernel, from_config, get
 from .positions import sinusoidal
 
-__all__ = ["TransformerConfig", "Transformer", "ARCHITECTURES"]
+__all__ = ["TransformerConfig", "Transformer", "DecoderCache", "ARCHITECTURES"]
 
 ARCHITECTURES = ("encoder-decoder", "decoder", "classifier")
 
@@ -117,15 +117,86 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, x: Tensor, *, causal: bool, hidden: Tensor | None = None, memory: Tensor | None = None,
-                memory_hidden: Tensor | None = None) -> Tensor:
+                memory_hidden: Tensor | None = None,
+                caches: tuple[Cache | None, Cache | None] = (None, None)) -> Tensor:
         y = self.self_norm(x)
-        y, _ = self.self_attention(y, y, y, key_padding_mask=hidden, is_causal=causal, need_weights=False)
+        y, _ = self.self_attention(y, y, y, key_padding_mask=hidden, is_causal=causal, need_weights=False,
+                                   cache=caches[0])
         x = x + self.dropout(y)
         if self.cross_attention is not None:
             y, _ = self.cross_attention(self.cross_norm(x), memory, memory, key_padding_mask=memory_hidden,
-                                        need_weights=False)
+                                        need_weights=False, cache=caches[1])
             x = x + self.dropout(y)
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+
+
+class DecoderCache:
+    """What a decoder has seen so far: a :class:`kernelbook.attention.Cache` for each of its attentions.
+
+    :meth:`Transformer.new_cache` makes one.
+
+    Attributes
+    ----------
+    layers : list of (Cache, Cache or None)
+        Of the self-attention, which grows with every token, and of the attention to the encoder's output, whose keys
+        and values were computed once.
+    """
+
+    def __init__(self, layers: list[tuple[Cache, Cache | None]]) -> None:
+        self.layers = layers
+        self._hidden: Tensor | None = None      # (batch, length), or None while no token is hidden
+
+    def __len__(self) -> int:
+        """Number of tokens seen, hidden ones among them."""
+        return len(self.layers[0][0])
+
+    def positions(self, n: int, hidden: Bool[Tensor, "batch n"] | None = None) -> int | Int[Tensor, "batch n"]:
+        """The position of the first of ``n`` new tokens, or of each where some are hidden: they take no position."""
+        if hidden is None and self._hidden is None:
+            return len(self)
+        if hidden is None:
+            hidden = self._hidden.new_zeros(self._hidden.shape[0], n)
+        before = len(self) if self._hidden is None else (~self._hidden).sum(-1, keepdim=True)
+        return before + ((~hidden).cumsum(-1) - 1).clamp_min(0)
+
+    def _note(self, n: int, hidden: Tensor | None) -> None:
+        """Remember which of ``n`` tokens, just seen, are hidden."""
+        if hidden is None and self._hidden is None:
+            return
+        if hidden is None:
+            hidden = self._hidden.new_zeros(self._hidden.shape[0], n)
+        if self._hidden is None:
+            self._hidden = hidden.new_zeros(hidden.shape[0], len(self) - n)
+        self._hidden = torch.cat((self._hidden, hidden), -1)
+
+    def select(self, index: Int[Tensor, " rows"]) -> None:
+        """Keep these rows of the batch, in this order; one may be kept several times.
+
+        Parameters
+        ----------
+        index : Tensor
+            Numbers of rows.
+        """
+        for cache in (c for pair in self.layers for c in pair if c is not None):
+            cache.select(index)
+        self._hidden = None if self._hidden is None else self._hidden.index_select(0, index)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first ``length``.
+
+        Parameters
+        ----------
+        length : int
+            From 0 to the number seen.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        for cache, _ in self.layers:
+            cache.truncate(length)
+        self._hidden = None if self._hidden is None else self._hidden[:, :length]
 
 
 class Transformer(nn.Module):
@@ -169,15 +240,18 @@ class Transformer(nn.Module):
         """Number of trained numbers; shared ones count once."""
         return sum(p.numel() for p in self.parameters())
 
-    def _embed(self, tokens: Tensor) -> Tensor:
-        weight, length = self.embedding.weight, tokens.shape[-1]
+    def _embed(self, tokens: Tensor, start: int | Tensor = 0) -> Tensor:
+        """Of tokens at consecutive positions from ``start``, or at the positions that it lists."""
+        weight, listed = self.embedding.weight, isinstance(start, Tensor)
+        length = int(start.max()) + 1 if listed else start + tokens.shape[-1]
         key = (weight.device, weight.dtype)
         table = self._positions.get(key)
         if table is None or table.shape[0] < length:
             rows = max(64, 1 << (length - 1).bit_length())
             table = self._positions[key] = sinusoidal(rows, self.config.width, device=weight.device,
                                                       dtype=weight.dtype)
-        return self.dropout(self.embedding(tokens) * self.config.width ** 0.5 + table[:length])
+        positions = table[start] if listed else table[start:length]
+        return self.dropout(self.embedding(tokens) * self.config.width ** 0.5 + positions)
 
     def encode(
         self, tokens: Int[Tensor, "batch m"]
@@ -214,6 +288,9 @@ class Transformer(nn.Module):
         tokens: Int[Tensor, "batch n"],
         memory: Float[Tensor, "batch m width"] | None = None,
         memory_hidden: Bool[Tensor, "batch m"] | None = None,
+        *,
+        cache: DecoderCache | None = None,
+        hidden: Bool[Tensor, "batch n"] | None = None,
     ) -> Float[Tensor, "batch n width"]:
         """The decoder's output at every position, each seeing only the tokens up to it.
 
@@ -222,9 +299,14 @@ class Transformer(nn.Module):
         Parameters
         ----------
         tokens : Tensor
-            ``(batch, n)``.
+            ``(batch, n)``; with a cache, only those that come after the ones it has seen.
         memory, memory_hidden : Tensor, optional
-            What :meth:`encode` returned, for an encoder-decoder.
+            What :meth:`encode` returned, for an encoder-decoder; a cache holds them.
+        cache : DecoderCache, optional
+            From :meth:`new_cache`.  The tokens are added to it; the output is that of the full pass.
+        hidden : Tensor, optional
+            ``(batch, n)``, with a cache only: True at padding, which takes no position and is seen by no later
+            token, so that rows of different lengths may go on.  The output there means nothing.
 
         Returns
         -------
@@ -234,17 +316,86 @@ class Transformer(nn.Module):
         Raises
         ------
         ValueError
-            If the architecture has no decoder, or ``memory`` is missing or out of place.
+            If the architecture has no decoder, or ``memory``, ``cache`` or ``hidden`` is missing, out of place or
+            does not fit.
         """
         self._require(self.decoder, "decoder")
         self._check_tokens("tokens", tokens)
-        if (memory is None) != (self.encoder is None):
-            raise ValueError("an encoder-decoder decodes with memory=, a decoder alone without; "
-                             f"this is a {self.config.architecture}")
+        if cache is not None:
+            return self._decode_on(tokens, cache, hidden, memory is not None or memory_hidden is not None)
+        if hidden is not None:
+            raise ValueError("hidden= goes with cache=; without one, padding comes last")
+        self._check_memory(memory)
         x = self._embed(tokens)
         for block in self.decoder:
             x = block(x, causal=True, memory=memory, memory_hidden=memory_hidden)
         return self.decoder_norm(x)
+
+    def new_cache(
+        self,
+        memory: Float[Tensor, "batch m width"] | None = None,
+        memory_hidden: Bool[Tensor, "batch m"] | None = None,
+    ) -> DecoderCache:
+        """A cache for :meth:`decode`, with the keys and values of the encoder's output computed once for all tokens.
+
+        It is for inference: use it under :func:`torch.no_grad`, with the model in evaluation mode.
+
+        Parameters
+        ----------
+        memory, memory_hidden : Tensor, optional
+            What :meth:`encode` returned, for an encoder-decoder.
+
+        Returns
+        -------
+        DecoderCache
+
+        Raises
+        ------
+        ValueError
+            If the architecture has no decoder, ``memory`` is missing or out of place, or a gradient is required.
+
+        Examples
+        --------
+        >>> model = Transformer(TransformerConfig("decoder", vocabulary=100)).eval()
+        >>> with torch.no_grad():
+        ...     cache = model.new_cache()
+        ...     first = model.decode(torch.tensor([[5, 6, 7]]), cache=cache)
+        ...     next = model.decode(torch.tensor([[8]]), cache=cache)
+        >>> first.shape, next.shape, len(cache)
+        (torch.Size([1, 3, 128]), torch.Size([1, 1, 128]), 4)
+        """
+        self._require(self.decoder, "decoder")
+        self._check_memory(memory)
+        layers = []
+        for block in self.decoder:
+            cross = None
+            if memory is not None:
+                cross = block.cross_attention.new_cache()
+                _, k, v = block.cross_attention.heads(memory[:, :0], memory, memory)
+                cross.append(k, v, None if memory_hidden is None else ~memory_hidden[:, None])
+            layers.append((block.self_attention.new_cache(), cross))
+        return DecoderCache(layers)
+
+    def _decode_on(self, tokens: Tensor, cache: DecoderCache, hidden: Tensor | None, memory: bool) -> Tensor:
+        if memory:
+            raise ValueError("the cache holds the keys and values of the memory: pass memory to new_cache(), and "
+                             "decode(tokens, cache=cache)")
+        if len(cache.layers) != len(self.decoder) or (cache.layers[0][1] is None) != (self.encoder is None):
+            raise ValueError("the cache was made for another model; new_cache() makes one that fits")
+        if hidden is not None and (hidden.dtype is not torch.bool or hidden.shape != tokens.shape):
+            raise ValueError(f"hidden must be boolean, of the shape of tokens {tuple(tokens.shape)}, but is "
+                             f"{tuple(hidden.shape)} of {hidden.dtype}")
+        n = tokens.shape[-1]
+        x = self._embed(tokens, cache.positions(n, hidden))
+        for block, caches in zip(self.decoder, cache.layers, strict=True):
+            x = block(x, causal=True, hidden=hidden, caches=caches)
+        cache._note(n, hidden)
+        return self.decoder_norm(x)
+
+    def _check_memory(self, memory: Tensor | None) -> None:
+        if (memory is None) != (self.encoder is None):
+            raise ValueError("an encoder-decoder decodes with memory=, a decoder alone without; "
+                             f"this is a {self.config.architecture}")
 
     def logits(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch vocabulary"]:
         """Scores of the next token, by inner products with the embeddings."""
@@ -321,8 +472,14 @@ class Transformer(nn.Module):
             raise ValueError(f"a {self.config.architecture} has no attention {attention!r} "
                              "(known: cross, decoder, encoder)")
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        hooks = [m.register_forward_pre_hook(lambda module, args: found.append(module.heads(*args[:3])))
-                 for m in modules]
+
+        def record(module: KernelAttention, args: tuple[Tensor, ...]) -> None:
+            if args[1] is None:
+                raise ValueError("run() decodes with a cache, which computes no keys of the memory anew; record a full "
+                                 "pass, as in lambda: model(source, target)")
+            found.append(module.heads(*args[:3]))
+
+        hooks = [m.register_forward_pre_hook(record) for m in modules]
         try:
             run()
         finally:

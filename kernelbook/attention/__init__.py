@@ -1,7 +1,8 @@
 """Attention by any kernel: the definition, the paths that compute it, and the module built on it."""
 
+from .cache import Cache
 from .definition import NORMALISERS, visible_keys, weights
 from .dispatch import PATHS, Plan, attend, explain
 from .module import KernelAttention
 
-__all__ = ["attend", "explain", "weights", "KernelAttention", "NORMALISERS", "PATHS", "Plan", "visible_keys"]
+__all__ = ["attend", "explain", "weights", "KernelAttention", "Cache", "NORMALISERS", "PATHS", "Plan", "visible_keys"]

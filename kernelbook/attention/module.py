@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..debugging import check_finite
 from ..kernels import Kernel, get
+from .cache import Cache
 from .call import Call
 from .definition import check_normaliser, weights
 from .dispatch import attend, check_dropout, choose
@@ -122,9 +123,13 @@ class KernelAttention(nn.Module):
             ws = self.in_proj_weight.chunk(3)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), ws, biases, strict=True))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+    def new_cache(self) -> Cache:
+        """An empty cache of keys and values, for the argument ``cache`` of the module."""
+        return Cache(self.kernel, normaliser=self.normaliser, path=self.path)
+
+    def forward(self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
-                is_causal: bool = False) -> tuple[Tensor, Tensor | None]:
+                is_causal: bool = False, cache: Cache | None = None) -> tuple[Tensor, Tensor | None]:
         """Attend from ``query`` to ``key`` and ``value``.
 
         Parameters
@@ -142,6 +147,11 @@ class KernelAttention(nn.Module):
             Whether the weights are averaged over the heads.
         is_causal : bool
             Whether the attention is causal.  Where ``attn_mask`` is given, that mask counts, as in torch.
+        cache : Cache, optional
+            Keys and values seen before, from :meth:`new_cache`.  Those of ``key`` and ``value`` (and their
+            ``key_padding_mask``) are appended to it first; both may be None.  The queries attend to all of them, the
+            last query being aligned with the last key where ``is_causal``.  It takes no ``attn_mask``, returns no
+            weights (``need_weights=False``), and knows neither dropout nor gradients.
 
         Returns
         -------
@@ -156,8 +166,14 @@ class KernelAttention(nn.Module):
         TypeError
             If a mask is neither boolean nor floating.
         ValueError
-            If a shape, a width or a mask does not fit.
+            If a shape, a width or a mask does not fit, or the cache cannot serve the call.
         """
+        if cache is not None:
+            self._check_cache(cache, need_weights, attn_mask)
+            if key is None and value is None and key_padding_mask is None:
+                return self._attend_cached(cache, query, is_causal), None
+        if key is None or value is None:
+            raise ValueError("key and value may be None only with a cache, and then both, without key_padding_mask")
         alone = query.ndim == 2
         if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim:
             raise ValueError("query, key and value must all have 2 axes (length, width) or all 3, but have "
@@ -178,6 +194,10 @@ class KernelAttention(nn.Module):
         if alone or not self.batch_first:
             query, key, value = (x.unsqueeze(0) if alone else x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self.heads(query, *(query, query) if one else (key, value))
+        if cache is not None:
+            see = self._visible(key_padding_mask, None, q.shape[0], q.shape[2], k.shape[2])
+            out = cache.attend(q, k, v, visible=None if see is None else see[..., 0, :], causal=is_causal)
+            return self._merge(out, alone), None
         causal = is_causal and attn_mask is None
         mask = self._visible(key_padding_mask, attn_mask, q.shape[0], q.shape[2], k.shape[2])
         dropout = self.dropout if self.training else 0.0
@@ -190,10 +210,33 @@ class KernelAttention(nn.Module):
         else:
             out = attend(q, k, v, self.kernel, mask=mask, causal=causal, dropout=dropout, normaliser=self.normaliser,
                          path=self.path)
+        return self._merge(out, alone), w.squeeze(0) if alone and w is not None else w
+
+    def _merge(self, out: Tensor, alone: bool) -> Tensor:
         out = self.out_proj(out.transpose(1, 2).flatten(-2))
-        if alone:
-            return out.squeeze(0), None if w is None else w.squeeze(0)
-        return out if self.batch_first else out.transpose(0, 1), w
+        return out.squeeze(0) if alone else out if self.batch_first else out.transpose(0, 1)
+
+    def _check_cache(self, cache: Cache, need_weights: bool, attn_mask: Tensor | None) -> None:
+        if need_weights or attn_mask is not None or self.training and self.dropout:
+            raise ValueError("with a cache there are no weights, no attn_mask and no dropout: pass need_weights=False, "
+                             "is_causal in the place of attn_mask, and call eval() on the module")
+        mine = (self.kernel, self.normaliser)
+        if (theirs := (cache.kernel, cache.normaliser)) != mine:
+            raise ValueError(f"the cache is of kernel and normaliser {theirs}, the module of {mine}; new_cache() makes "
+                             "one that fits")
+
+    def _attend_cached(self, cache: Cache, query: Tensor, causal: bool) -> Tensor:
+        """Attend to what is in the cache, projecting the queries only."""
+        alone = query.ndim == 2
+        if query.ndim not in (2, 3) or query.shape[-1] != self.embed_dim:
+            raise ValueError(f"query must have 2 or 3 axes, the last of width {self.embed_dim}, but has shape "
+                             f"{tuple(query.shape)}")
+        if alone or not self.batch_first:
+            query = query.unsqueeze(0) if alone else query.transpose(0, 1)
+        w = self.in_proj_weight[:self.embed_dim] if self._one_projection else self.q_proj_weight
+        b = None if self.in_proj_bias is None else self.in_proj_bias[:self.embed_dim]
+        q = F.linear(query, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
+        return self._merge(cache.attend(q, causal=causal), alone)
 
     def _visible(self, padding: Tensor | None, attn_mask: Tensor | None, batch: int, n: int, m: int) -> Tensor | None:
         """Torch's masks, True or -inf at what is hidden, as one mask of what is visible."""

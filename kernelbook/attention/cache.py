@@ -1,0 +1,269 @@
+r"""Attention to keys that come one after another, as in decoding: what has been seen is kept, and never computed again.
+
+A :class:`Cache` holds the keys and values themselves, in buffers that double when they are full, so that appending
+:math:`m` of them one at a time copies fewer than :math:`2m` rows.  One query then takes :math:`O(md)` operations, for
+every kernel and every normaliser.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..debugging import check_finite
+from ..kernels import Kernel, get
+from .call import Call
+from .definition import _softmax, _weights, check_normaliser
+from .dispatch import PATHS, choose
+from .reductions import has_softmax_form, softmax_form
+
+__all__ = ["Cache"]
+
+_FIRST_ROWS = 16
+
+
+class Cache:
+    r"""The keys and values that attention has seen so far, and attention to them.
+
+    It is for inference: it keeps no graph, so it refuses inputs that require a gradient.
+
+    Parameters
+    ----------
+    kernel : str or Kernel
+        As in :func:`attend`.
+    normaliser, path : str
+        As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small.
+
+    Raises
+    ------
+    ValueError
+        If an argument does not fit the others.
+
+    Examples
+    --------
+    >>> cache = Cache("rbf")
+    >>> q, k, v = torch.randn(3, 5, 4).unbind(0)
+    >>> whole = attend(q, k, v, "rbf", causal=True)
+    >>> parts = [cache.attend(*rows, causal=True) for rows in zip(q.split(1), k.split(1), v.split(1))]
+    >>> torch.allclose(torch.cat(parts), whole, atol=1e-6)
+    True
+    """
+
+    def __init__(self, kernel: str | Kernel = "edp", *, normaliser: str = "sum", path: str = "auto") -> None:
+        self.kernel, self.normaliser, self.path = get(kernel), normaliser, path
+        check_normaliser(self.kernel, normaliser)
+        choose(Call(self.kernel, normaliser), path)
+        self._length = 0
+        self._keys: Tensor | None = None        # (..., capacity, d)
+        self._values: Tensor | None = None      # (..., capacity, d_v)
+        self._visible: Tensor | None = None     # (..., capacity, 1), or None while all keys are visible
+        self._bias: Tensor | None = None        # (..., capacity, 1): of the softmax form, if it leaves k as it is
+
+    def __len__(self) -> int:
+        """Number of keys appended, hidden ones among them."""
+        return self._length
+
+    @property
+    def keys(self) -> Float[Tensor, "*batch m d"] | None:
+        """The keys held, or None."""
+        return None if self._keys is None else self._keys[..., :self._length, :]
+
+    @property
+    def values(self) -> Float[Tensor, "*batch m d_v"] | None:
+        """The values held, or None."""
+        return None if self._values is None else self._values[..., :self._length, :]
+
+    @property
+    def visible(self) -> Bool[Tensor, "*#batch m"] | None:
+        """Which of the keys may be seen, or None if all may."""
+        return None if self._visible is None else self._visible[..., :self._length, 0]
+
+    def append(self, k: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d_v"],
+               visible: Bool[Tensor, "*#batch n"] | None = None) -> None:
+        """Keep further keys and values.
+
+        Parameters
+        ----------
+        k, v : Tensor
+            ``(..., n, d)`` and ``(..., n, d_v)``, with the leading axes of those held.
+        visible : Tensor, optional
+            Boolean, broadcasting to ``(..., n)``; True where a key may be seen, now and later.  The keys of a
+            sequence that has ended, say, may not.
+
+        Raises
+        ------
+        TypeError
+            If a dtype does not fit.
+        ValueError
+            If a shape or a device does not fit, or a gradient is required.
+        """
+        self._check_new(k, v, visible)
+        start, rows = self._length, k.shape[-2]
+        if start == 0 or self._bias is not None:
+            bias = self._key_bias(k)
+            self._bias = None if bias is None else _put(self._bias, start, bias)
+        self._keys, self._values = _put(self._keys, start, k), _put(self._values, start, v)
+        if visible is not None and self._visible is None:
+            self._visible = visible.new_ones(*visible.shape[:-1], start, 1)
+        if self._visible is not None:
+            shape = (*self._visible.shape[:-2], rows, 1)
+            new = self._visible.new_ones(shape) if visible is None else visible[..., None]
+            self._visible = _put(self._visible, start, new)
+        self._length = start + rows
+
+    def _key_bias(self, k: Tensor) -> Tensor | None:
+        """The logits' terms that depend on the key alone, kept where that spares a single query some work."""
+        if self.path != "auto" or self.normaliser in ("none", "count") or k.dtype.itemsize < 4 \
+                or not has_softmax_form(self.kernel, k.shape[-1]):
+            return None
+        form = softmax_form(self.kernel, k[..., :0, :], k)
+        return None if form.key_bias is None or form.k is not k else form.key_bias[..., None]
+
+    def attend(self, q: Float[Tensor, "*batch n d"], k: Float[Tensor, "*batch n d"] | None = None,
+               v: Float[Tensor, "*batch n d_v"] | None = None, *, visible: Bool[Tensor, "*#batch n"] | None = None,
+               causal: bool = False) -> Float[Tensor, "*batch n d_v"]:
+        """Attention from new queries to all the keys, after appending those given.
+
+        Parameters
+        ----------
+        q : Tensor
+            ``(..., n, d)``.
+        k, v, visible : Tensor, optional
+            As in :meth:`append`, which is called first.
+        causal : bool
+            Whether a query sees only the keys up to its own position, the last query aligned with the last key.
+
+        Returns
+        -------
+        Tensor
+            ``(..., n, d_v)``: what :func:`attend` gives for these queries, all the keys, and the mask.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in :meth:`append`; also if the cache is empty.
+        """
+        if (k is None) != (v is None) or k is None and visible is not None:
+            raise ValueError("k and v go together, and visible goes with them")
+        if k is not None:
+            self.append(k, v, visible)
+        self._check_queries(q)
+        return self._by_keys(q, causal)
+
+    def _by_keys(self, q: Tensor, causal: bool) -> Tensor:
+        keys, values = self.keys, self.values
+        mask = None if self._visible is None else self._visible[..., :self._length, :].mT
+        if q.shape[-2] == 1 and self.path == "auto":
+            if self._bias is None:
+                return _weights(q, keys, self.kernel, mask, False, self.normaliser) @ values
+            form = softmax_form(self.kernel, q, keys[..., :0, :])
+            logits = (form.q * form.scale) @ keys.mT + self._bias[..., :self._length, :].mT
+            return _softmax(logits, mask) @ values
+        options = {"mask": mask, "causal": causal, "dropout": 0.0, "normaliser": self.normaliser}
+        chosen = choose(Call.of(q, keys, values, self.kernel, **options), self.path)
+        return PATHS[chosen].compute(q, keys, values, self.kernel, **options)
+
+    def select(self, index: Int[Tensor, " rows"]) -> None:
+        """Keep these rows of the first axis, in this order; one may be kept several times.
+
+        Parameters
+        ----------
+        index : Tensor
+            Numbers of rows: those of the sequences that go on, say, or of the best beams.
+
+        Raises
+        ------
+        ValueError
+            If the keys have no leading axis.
+        """
+        if self._keys is None:
+            return
+        if self._keys.ndim < 3:
+            raise ValueError(f"the keys held have shape {tuple(self.keys.shape)}: there is no leading axis to select "
+                             "from")
+        self._keys, self._values = self._keys.index_select(0, index), self._values.index_select(0, index)
+        if self._bias is not None:
+            self._bias = self._bias.index_select(0, index)
+        if self._visible is not None and self._visible.ndim == self._keys.ndim and self._visible.shape[0] > 1:
+            self._visible = self._visible.index_select(0, index)
+
+    def truncate(self, length: int) -> None:
+        """Forget all keys but the first ``length``.
+
+        Parameters
+        ----------
+        length : int
+            From 0 to the number held.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        if not 0 <= length <= self._length:
+            raise ValueError(f"length must be from 0 to {self._length}, the number of keys held, not {length}")
+        self._length = length
+
+    def _check_new(self, k: Tensor, v: Tensor, visible: Tensor | None) -> None:
+        if torch.is_grad_enabled() and (k.requires_grad or v.requires_grad):
+            raise ValueError("a cache keeps no graph, but k or v requires a gradient: decode under torch.no_grad(), "
+                             "or train by the full pass, without a cache")
+        if k.ndim < 2 or k.shape[:-1] != v.shape[:-1]:
+            raise ValueError("k and v must be (..., n, d) and (..., n, d_v) with the same leading axes and n, but have "
+                             f"shapes {tuple(k.shape)} and {tuple(v.shape)}")
+        if k.dtype is not v.dtype or k.device != v.device:
+            raise TypeError(f"k and v must be of one dtype and device, but are {k.dtype} on {k.device} and {v.dtype} "
+                            f"on {v.device}")
+        if visible is not None:
+            if visible.dtype is not torch.bool:
+                raise TypeError(f"visible must be boolean, True where a key may be seen, not {visible.dtype}")
+            try:
+                fits = visible.shape[-1:] == k.shape[-2:-1] and torch.broadcast_shapes(
+                    visible.shape, k.shape[:-1]) == k.shape[:-1]
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise ValueError(f"visible must broadcast to (..., n) = {tuple(k.shape[:-1])}, with n its last axis, "
+                                 f"but has shape {tuple(visible.shape)}")
+        if self._keys is not None:
+            for name, new, old in (("k", k, self._keys), ("v", v, self._values)):
+                if new.shape[:-2] != old.shape[:-2] or new.shape[-1] != old.shape[-1]:
+                    raise ValueError(f"{name} must be {(*old.shape[:-2], 'n', old.shape[-1])} like those held, but has "
+                                     f"shape {tuple(new.shape)}")
+                if new.dtype is not old.dtype or new.device != old.device:
+                    raise TypeError(f"{name} must be {old.dtype} on {old.device} like those held, but is {new.dtype} "
+                                    f"on {new.device}")
+            if visible is not None and self._visible is not None and visible.shape[:-1] != self._visible.shape[:-2]:
+                raise ValueError(f"visible must be {(*self._visible.shape[:-2], 'n')} like the one held, but has "
+                                 f"shape {tuple(visible.shape)}")
+        check_finite(k=k, v=v)
+
+    def _check_queries(self, q: Tensor) -> None:
+        keys = self._keys
+        if keys is None:
+            raise ValueError("the cache is empty; append keys and values first")
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise ValueError("a cache keeps no graph, but q requires a gradient: decode under torch.no_grad(), or "
+                             "train by the full pass, without a cache")
+        if q.ndim < 2 or q.shape[:-2] != keys.shape[:-2] or q.shape[-1] != keys.shape[-1]:
+            raise ValueError(f"q must be {(*keys.shape[:-2], 'n', keys.shape[-1])} to fit the keys held, but has shape "
+                             f"{tuple(q.shape)}")
+        if q.dtype is not keys.dtype or q.device != keys.device:
+            raise TypeError(f"q must be {keys.dtype} on {keys.device} like the keys held, but is {q.dtype} on "
+                            f"{q.device}")
+        check_finite(q=q)
+
+
+def _put(buffer: Tensor | None, start: int, rows: Tensor) -> Tensor:
+    """The buffer with these rows after the first ``start`` of it: a new one, at least twice as long, if it is full."""
+    end = start + rows.shape[-2]
+    if buffer is None or buffer.shape[-2] < end:
+        held = 0 if buffer is None else buffer.shape[-2]
+        capacity = max(end, 2 * held, _FIRST_ROWS if rows.shape[-2] == 1 else 0)
+        larger = rows.new_empty(*rows.shape[:-2], capacity, rows.shape[-1])
+        if start:
+            larger[..., :start, :] = buffer[..., :start, :]
+        buffer = larger
+    buffer[..., start:end, :] = rows
+    return buffer
