@@ -366,6 +366,8 @@ class Transformer(nn.Module):
         """
         self._require(self.decoder, "decoder")
         self._check_memory(memory)
+        if memory_hidden is not None and not memory_hidden.any():
+            memory_hidden = None            # asked once here, it makes every step simpler
         layers = []
         for block in self.decoder:
             cross = None

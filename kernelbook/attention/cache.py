@@ -33,7 +33,8 @@ class Cache:
     kernel : str or Kernel
         As in :func:`attend`.
     normaliser, path : str
-        As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small.
+        As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small
+        (but in half precision the path that :func:`attend` takes, since some compute in more).
 
     Raises
     ------
@@ -154,7 +155,7 @@ class Cache:
     def _by_keys(self, q: Tensor, causal: bool) -> Tensor:
         keys, values = self.keys, self.values
         mask = None if self._visible is None else self._visible[..., :self._length, :].mT
-        if q.shape[-2] == 1 and self.path == "auto":
+        if q.shape[-2] == 1 and self.path == "auto" and q.dtype.itemsize >= 4:
             if self._bias is None:
                 return _weights(q, keys, self.kernel, mask, False, self.normaliser) @ values
             form = softmax_form(self.kernel, q, keys[..., :0, :])
