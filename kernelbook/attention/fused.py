@@ -1,24 +1,42 @@
-r"""Kernels whose normalised attention is a softmax of inner products, by torch's fused attention.
+r"""Kernels whose attention is a softmax of inner products, by torch's fused attention.
 
-The exponentiated dot product is one as it stands.  The Gaussian kernel becomes one because a factor that depends
-on the query alone cancels in the row normalisation (gauge theorem, chapter *Attention is a kernel smoother*):
+A kernel in softmax form (:mod:`.reductions`) has logits :math:`c\,(q_i\cdot k_j)+b_j`.  Where there is a bias, as the
+Gaussian kernel has :math:`-\lVert k_j\rVert^2/2\sigma^2`, there are two ways:
 
-.. math:: e^{-\lVert q-k\rVert^2/2\sigma^2}
-          = e^{-\lVert q\rVert^2/2\sigma^2}\; e^{(q,\,1)\cdot(k,\,-\lVert k\rVert^2/2)/\sigma^2}.
+* on the CPU, in float32 and float64, the bias is handed over as an additive mask, which broadcasts over the queries;
+  the backward pass is our own, in tiles, since torch's has no gradient for a mask;
+* elsewhere it is one more coordinate, :math:`(q,1)\cdot(k,\,b/c)`; in half precision two, for what one such number
+  rounds away is the largest error of the logits.
+
+Neither costs precision near the origin.  Far from it the Gaussian kernel's terms cancel, as in any method that expands
+the square: in float32, points at a distance of 100 from it lose two digits.  Subtract the keys' mean from both queries
+and keys beforehand, which the kernel does not notice.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..kernels import EDP, RBF, Kernel
 from .call import Call
 from .definition import visible_keys
+from .reductions import SoftmaxForm, has_softmax_form, softmax_form
 
 __all__ = ["fused", "does", "refusal", "drawback"]
+
+#: The kernels without a history of speed leave problems with so many differences of coordinates to the definition.
+_SMALL = 2 ** 16
+
+#: An array of so many weights is no burden.
+_SMALL_ARRAY = 2 ** 20
 
 
 def does(call: Call) -> str:
@@ -29,9 +47,8 @@ def does(call: Call) -> str:
 
 def refusal(call: Call) -> str | None:
     """Why the fused path cannot serve a call, or None if it can."""
-    if type(call.kernel) not in _SOFTMAX_FORM:
-        served = ", ".join(cls.__name__ for cls in _SOFTMAX_FORM)
-        return f"{call.kernel!r} has no reduction to a softmax of inner products here (served: {served})"
+    if not has_softmax_form(call.kernel, call.d):
+        return f"{call.kernel!r} has no reduction to a softmax of inner products here"
     if call.normaliser in ("none", "count"):
         return f"it divides by the row sum, and the normaliser is {call.normaliser!r}"
     return None
@@ -39,34 +56,11 @@ def refusal(call: Call) -> str | None:
 
 def drawback(call: Call) -> str | None:
     """Why another path serves a call better, or None."""
+    if type(call.kernel) not in (EDP, RBF) and call.batch * call.n * call.m * call.d <= _SMALL:
+        return f"so small a problem ({call.n} queries, {call.m} keys) is left to the definition"
+    if call.dropout and call.device == "cpu" and call.batch * call.n * call.m > _SMALL_ARRAY:
+        return "where weights are dropped, torch makes the n x m array on the CPU"
     return None
-
-
-def _edp(kernel: EDP, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
-    return q, k, q.shape[-1] ** -0.5 if kernel.scale is None else kernel.scale
-
-
-_SHARE = 256.0
-
-
-def _rbf(kernel: RBF, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, float]:
-    precision = kernel.precision(q.shape[-1])
-    device = k.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and k.dtype is torch.float32:
-        # Autocast would round the column of norms below, when it is too late to split it.
-        q, k = (x.to(torch.get_autocast_dtype(device)) for x in (q, k))
-    # In at least float32: the norm is the largest term of the logit, and its rounding error goes there whole.
-    norm = -0.5 * k.to(torch.promote_types(k.dtype, torch.float32)).square().sum(-1, keepdim=True)
-    # A power of two moves from the keys' column to the queries', so that float16 holds the norms it can have.
-    share = torch.full_like(q[..., :1], _SHARE)
-    high = (norm / _SHARE).to(k.dtype)
-    if k.dtype in (torch.float16, torch.bfloat16):      # one such column cannot hold it: high part and remainder
-        low = (norm / _SHARE - high).to(k.dtype)
-        return torch.cat((q, share, share), -1), torch.cat((k, high, low), -1), precision
-    return torch.cat((q, share), -1), torch.cat((k, high), -1), precision
-
-
-_SOFTMAX_FORM = {EDP: _edp, RBF: _rbf}
 
 
 def fused(
@@ -82,19 +76,173 @@ def fused(
 ) -> Float[Tensor, "*batch n d_v"]:
     """Attention by :func:`torch.nn.functional.scaled_dot_product_attention`, for a kernel in softmax form."""
     n, m, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
-    if m == 0:
+    if n == 0 or m == 0:
         return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
-    q, k, scale = _SOFTMAX_FORM[type(kernel)](kernel, q, k)
-    if q.shape[-1] != d_v:
-        # The fused kernels want q, k and v of one width; columns of zeros change no inner product.
-        width = max(q.shape[-1], d_v)
-        q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    form = softmax_form(kernel, q, k)
+    if form.scale < 0:                          # torch hides keys before it scales the logits
+        form = replace(form, q=-form.q, scale=-form.scale)
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    q, k, v = (x.expand(*batch, *x.shape[-2:]) for x in (q, k, v))
-    # torch aligns its causal mask with the first key, we with the last: they agree for n = m.
-    square = causal and mask is None and n == m
-    see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
-    if see is not None and see.ndim < 2:
-        see = see.expand(n, m)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
-    return out[..., :d_v]
+    if form.key_bias is not None and (dropout or not _takes_bias(form.q, math.prod(batch))):
+        form = _bias_as_coordinates(form)
+    q, k, v, bias, scale = form.q, form.k, v.to(form.q.dtype), form.key_bias, form.scale
+
+    width = max(q.shape[-1], d_v, 1)            # fused kernels want one; columns of zeros change no inner product
+    q, k, v = (x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
+    q, k, v = (_two_batch_axes(x, batch) for x in (q, k, v))
+    mask = None if mask is None else _mask_of_two_batch_axes(mask, batch)
+    causal = causal and n > 1                   # a single query is the last: it sees all keys
+    if bias is None:
+        # torch aligns its causal mask with the first key, we with the last: they agree for n = m.
+        square = causal and mask is None and n == m
+        see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
+    else:
+        bias = _two_batch_axes(bias.unsqueeze(-2), batch)
+        if mask is not None and mask.shape[-2] == 1:
+            bias, mask = torch.where(mask, bias, -torch.inf), None
+        out = _Biased.apply(q, k, v, bias, mask, causal, scale)
+    if width != d_v:
+        out = out[..., :d_v]
+    return out if len(batch) == 2 else out.reshape(*batch, n, d_v)
+
+
+def _two_batch_axes(x: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Leading axes that broadcast to ``batch`` become two: fused kernels take no other number of them."""
+    x = x.expand(*batch, *x.shape[-2:])
+    return x if len(batch) == 2 else x.reshape(math.prod(batch[:-1]), batch[-1] if batch else 1, *x.shape[-2:])
+
+
+def _mask_of_two_batch_axes(mask: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """The same of a mask, whose axes of size 1 stay so where they can."""
+    axes = max(2, len(batch)) + 2
+    mask = mask[(None,) * (axes - mask.ndim)]
+    if axes > 4 and math.prod(mask.shape[:-3]) > 1:
+        mask = mask.expand(*batch[:-1], *mask.shape[-3:])
+    return mask.flatten(0, -4)
+
+
+# ------------------------------------------------------------------------- the bias as a coordinate
+
+#: Moved from the keys' column to the queries', so that float16 holds the biases it can have; a power of two.
+_SHARE = 256.0
+
+
+def _bias_as_coordinates(form: SoftmaxForm) -> SoftmaxForm:
+    """The same logits without a bias: it is one more coordinate of the keys, and 1 (or so) the queries'."""
+    q, k, bias = form.q, form.k, (form.key_bias / (form.scale * _SHARE)).unsqueeze(-1)
+    columns = [bias.to(k.dtype)]
+    if k.dtype in (torch.float16, torch.bfloat16):      # one such column cannot hold it: high part and remainder
+        columns.append((bias - columns[0]).to(k.dtype))
+    share = q.new_full((*q.shape[:-1], len(columns)), _SHARE)
+    return SoftmaxForm(torch.cat((q, share), -1), torch.cat((k, *columns), -1), form.scale)
+
+
+# ------------------------------------------------------------------------- the bias as a mask, on the CPU
+
+#: A tile of the backward pass has at most about so many numbers: it stays in the cache.
+_TILE = 2 ** 18
+
+
+def _takes_bias(q: Tensor, batch: int) -> bool:
+    """Whether :class:`_Biased` serves these queries."""
+    return (q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and batch > 0
+            and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active())
+
+
+class _Biased(torch.autograd.Function):
+    r"""Attention with logits :math:`c\,q_i\cdot k_j+b_j`, and the gradient of all four.
+
+    Queries, keys and values ``(b, h, n or m, d)``, bias ``(b, h, 1, m)``, mask as it broadcasts to ``(b, h, n, m)``.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, mask, causal, scale):
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        out, lse = _forward(q, k, v, bias, mask, causal, scale)
+        ctx.save_for_backward(q, k, v, bias, mask, out, lse)
+        ctx.causal, ctx.scale = causal, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.needs_input_grad), None, None, None
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, causal: bool,
+             scale: float) -> tuple[Tensor, Tensor]:
+    """The output, and the logarithms of the normalisers (0 for a row with nothing to see)."""
+    # torch's public function takes no causal attention with a mask, and does not return the normalisers.
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    (b, h, n, d), m = q.shape, k.shape[-2]
+    if mask is None and (not causal or n == m):
+        return attention(q, k, v, 0.0, causal, attn_mask=bias, scale=scale)
+    out, lse = q.new_empty(b, n, h, d).transpose(1, 2), q.new_empty(b, h, n)
+    rows = max(32, 4 * _TILE // (b * h * m))
+    for i in range(0, n, rows):
+        stop = min(i + rows, n)
+        seen = min(m, max(1, m - n + stop)) if causal else m
+        see = None if mask is None else _tile(mask, i, stop, 0, seen)
+        if causal:
+            later = torch.ones(stop - i, seen, dtype=torch.bool).tril(m - n + i)
+            see = later if see is None else see & later
+        out[:, :, i:stop], lse[:, :, i:stop] = attention(
+            q[:, :, i:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=torch.where(see, bias[..., :seen], -torch.inf),
+            scale=scale)
+    return out, lse
+
+
+def _tile(mask: Tensor, i: int, stop: int, j: int, end: int) -> Tensor:
+    """The part of a mask for some queries and some keys."""
+    mask = mask if mask.shape[-1] == 1 else mask[..., j:end]
+    return mask if mask.shape[-2] == 1 else mask[..., i:stop, :]
+
+
+def _backward(grad, q, k, v, bias, mask, out, lse, causal, scale, needed):
+    r"""Gradients from the weights :math:`p_{ij}`, made again tile by tile, and the gradients of the logits
+
+    .. math:: g_{ij}=p_{ij}\,(\bar o_i\cdot v_j-\bar o_i\cdot o_i),\qquad
+        \bar v_j=\sum_ip_{ij}\bar o_i,\quad\bar k_j=c\sum_ig_{ij}q_i,\quad\bar q_i=c\sum_jg_{ij}k_j,\quad
+        \bar b_j=\sum_ig_{ij}.
+
+    A tile has keys for rows: then no large matrix product has to transpose it.
+    """
+    (b, h, n, d), m = q.shape, k.shape[-2]
+    needs_q, needs_k, needs_v, needs_bias, *_ = needed
+    dq, dk, dv, db = (q.new_zeros(b, h, *shape) for shape in ((d, n), (m, d), (m, d), (m,)))
+    log2 = 1 / math.log(2)                      # powers of 2 are quicker than powers of e
+    lse, bias, project = lse * -log2, bias.squeeze(-2) * log2, (grad * out).sum(-1).neg_()
+    columns = min(n, 4096)
+    rows = min(m, 256, max(64, _TILE // columns))
+    together = max(1, _TILE // (rows * columns))                # problems in a tile: some heads of one batch, or
+    bs, hs = max(1, together // h), min(h, together)            # all heads of some batches
+    for b0, h0, i in itertools.product(range(0, b, bs), range(0, h, hs), range(0, n, columns)):
+        stop = min(i + columns, n)
+        some = (slice(b0, b0 + bs), slice(h0, h0 + hs))
+        tensors = (q[:, :, i:stop], grad[:, :, i:stop], k, v, lse, bias, project, dq, dk, dv, db)
+        qs, gs, ks, vs, lses, biases, projects, dqs, dks, dvs, dbs = (x[some].flatten(0, 1) for x in tensors)
+        for j in range(0, m, rows):
+            end = min(j + rows, m)
+            first = max(i, j - m + n) if causal else i          # the first query that sees key j
+            if first >= stop:
+                break
+            q_, g_, k_, v_ = qs[:, first - i:], gs[:, first - i:], ks[:, j:end], vs[:, j:end]
+            p = torch.add(biases[:, j:end, None], lses[:, None, first:stop])
+            p.baddbmm_(k_, q_.mT, alpha=scale * log2).exp2_()
+            if causal:
+                p[..., :end - j].triu_(j - first - m + n)
+            if mask is not None:
+                see = mask[tuple(x if size > 1 else slice(None) for x, size in zip(some, mask.shape, strict=False))]
+                p.unflatten(0, (-1, min(h, hs))).masked_fill_(~_tile(see, first, stop, j, end).mT, 0.0)
+            if needs_v:
+                dvs[:, j:end].baddbmm_(p, g_)
+            if not (needs_q or needs_k or needs_bias):
+                continue
+            g = torch.baddbmm(projects[:, None, first:stop], v_, g_.mT).mul_(p)
+            if needs_q:
+                dqs[:, :, first:stop].baddbmm_(k_.mT, g, alpha=scale)
+            if needs_k:
+                dks[:, j:end].baddbmm_(g, q_, alpha=scale)
+            if needs_bias:
+                dbs[:, j:end] += g.sum(-1)
+    return tuple(x if needs else None for x, needs in zip((dq.mT, dk, dv, db.unsqueeze(-2)), needed, strict=False))
