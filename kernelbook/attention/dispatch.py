@@ -12,6 +12,7 @@ from torch import Tensor
 from ..debugging import check_finite
 from ..kernels import Kernel, check_points, get
 from . import fused as _fused
+from . import linear as _linear
 from .call import Call
 from .definition import check_mask, check_normaliser, exact
 
@@ -42,6 +43,7 @@ class Path:
 
 #: The paths, best first: ``auto`` takes the first that neither refuses the call nor has a drawback there.
 PATHS: dict[str, Path] = {
+    "linear": Path(_linear.does, _linear.refusal, _linear.drawback, _linear.linear),
     "fused": Path(_fused.does, _fused.refusal, _fused.drawback, _fused.fused),
     "exact": Path(lambda call: "the definition: the n x m matrix of weights, times the values", lambda call: None,
                   lambda call: None, exact),

@@ -743,19 +743,30 @@ def _integer(name: str, value: int, least: int, owner: str = "") -> None:
         raise ValueError(f"{owner + ': ' if owner else ''}{name} must be an integer, at least {least}, not {value!r}")
 
 
-@functools.lru_cache(maxsize=16)
+def _kept(make):
+    """Cache tensors that are made of numbers; outside the inference mode, and on the CPU, whoever comes first."""
+    @functools.lru_cache(maxsize=32)
+    def made(*arguments):
+        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+            return make(*arguments)
+
+    @functools.wraps(make)
+    def kept(*arguments):
+        return made(*arguments)
+
+    kept.cache_clear = made.cache_clear
+    # To the compiler they are constants.  (torch.compiler.assume_constant_result says no more, but imports it.)
+    kept._dynamo_marked_constant = True
+    return kept
+
+
+@_kept
 def _monomials(d: int, degree: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
     """For degrees 1, 2, ...: each monomial's parent in the degree below, the variable it adds, and its power.
 
     A monomial is a product of variables in the order of their numbers, so a parent is multiplied by its last
     variable or a later one only, and each monomial is made once.
     """
-    # Made once for all, so not as tensors of the inference mode, or of the device, of the first caller.
-    with torch.inference_mode(False), torch.device("cpu"):
-        return _make_monomials(d, degree)
-
-
-def _make_monomials(d: int, degree: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
     last, power, tables = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), []
     for _ in range(degree):
         children = d - last

@@ -12,7 +12,6 @@ name: ``"elu"``, ``"positive_features"``, ``"fourier_features"``, ``"quadrature_
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..kernels import POSITIVE, Definiteness, Interval, Kernel, register
-from .explicit import FeatureMap, _integer
+from .explicit import FeatureMap, _integer, _kept
 
 __all__ = ["FeatureKernel", "Elu", "Positive", "Fourier", "Quadrature",
            "EluFeatures", "PositiveFeatures", "FourierFeatures", "QuadratureFeatures"]
@@ -419,15 +418,6 @@ def _positive_or_none(name: str, value: float | None, owner: FeatureMap, default
 def _root(count: int, d: int) -> int:
     """The integer nearest to the root of order d."""
     return round(count ** (1 / d))
-
-
-def _kept(make):
-    """Cache the nodes; they are made on the CPU, and outside the inference mode, whoever comes first."""
-    @functools.lru_cache(maxsize=32)
-    def kept(*arguments):
-        with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-            return make(*arguments)
-    return torch.compiler.assume_constant_result(kept)
 
 
 @_kept
