@@ -13,6 +13,7 @@ from ..debugging import check_finite
 from ..kernels import Kernel, check_points, get
 from . import fused as _fused
 from . import linear as _linear
+from . import tiled as _tiled
 from .call import Call
 from .definition import check_mask, check_normaliser, exact
 
@@ -45,6 +46,7 @@ class Path:
 PATHS: dict[str, Path] = {
     "linear": Path(_linear.does, _linear.refusal, _linear.drawback, _linear.linear),
     "fused": Path(_fused.does, _fused.refusal, _fused.drawback, _fused.fused),
+    "tiled": Path(_tiled.does, _tiled.refusal, _tiled.drawback, _tiled.tiled),
     "exact": Path(lambda call: "the definition: the n x m matrix of weights, times the values", lambda call: None,
                   lambda call: None, exact),
 }

@@ -1,0 +1,537 @@
+r"""Attention in tiles of a few queries by all their keys: no array of :math:`n\times m` numbers is ever made.
+
+A tile of weights is computed, multiplied by the values and forgotten; the gradient computes it anew.  Memory grows as
+:math:`n d`.  Tiles and keys that a causal mask hides are skipped, which saves about half.
+
+Each kernel has the quickest tile that it is known to have:
+
+* *inner products*: the exponentiated dot product, all that reduces to it (:mod:`.reductions`), and functions of
+  :math:`q\cdot k`: one matrix product;
+* *coordinates*: the kernels :math:`\mathrm{link}\bigl(s\sum_l\rho(q_l,k_l)\bigr)` of :mod:`kernelbook.rules`, the
+  intersection among them: a loop over the coordinates, each adding to the whole tile; or, inside :func:`compiling`,
+  a function compiled by :func:`torch.compile`;
+* *the definition*, for any other kernel: the weights of a few rows, made anew in the backward pass by autograd.
+
+Dropout is drawn tile by tile from a seed, and drawn again from the same seed in the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from .. import kernels
+from ..features import FeatureKernel
+from ..kernels import Kernel
+from ..rules import Rule, coordinate_form
+from .call import Call
+from .definition import exact
+from .reductions import has_softmax_form, softmax_form
+
+__all__ = ["tiled", "does", "refusal", "drawback", "compiling"]
+
+#: Problems of at most so many differences of coordinates are left to the definition.
+SMALL = 2 ** 16
+
+#: A tile has at most about so many weights, or else one row.
+PRODUCT_TILE, COORDINATE_TILE = 2 ** 17, 2 ** 18
+
+#: A tile of the definition has at most about so many differences of coordinates, batch and all, or else one row.
+DEFINITION_TILE = 2 ** 22
+
+
+# ------------------------------------------------------------------------- opt-in compilation
+
+_COMPILING: ContextVar[bool] = ContextVar("kernelbook_compiling", default=False)
+
+
+class compiling:        # it is called like a function, as torch.set_grad_enabled is
+    """Compile the tiles of coordinate-wise kernels: from here on, or within a ``with`` block.
+
+    :func:`torch.compile` makes a C++ function of a kernel's rule when it is first needed, which takes seconds, and
+    keeps it.  It needs a C++ compiler.
+
+    Parameters
+    ----------
+    on : bool
+        Whether to compile.
+
+    Examples
+    --------
+    >>> with compiling():
+    ...     out = attend(q, k, v, "exponentiated_intersection")     # doctest: +SKIP
+    """
+
+    def __init__(self, on: bool = True) -> None:
+        self._before = _COMPILING.get()
+        _COMPILING.set(bool(on))
+
+    def __enter__(self) -> compiling:
+        return self
+
+    def __exit__(self, *_) -> None:
+        _COMPILING.set(self._before)
+
+
+# ------------------------------------------------------------------------- which tile a kernel has
+
+@dataclass(frozen=True)
+class _Products:
+    r"""Tiles :math:`f(x)` of :math:`x=s\,q\cdot k+b(k)`, with a function ``f`` among those of :data:`_FUNCTIONS`."""
+
+    function: str = "identity"
+    degree: int = 1
+    offset: float = 0.0
+
+    name = "matrix products"
+    tile = PRODUCT_TILE
+
+    def keys(self, k: Tensor) -> Tensor:
+        return k
+
+    def values(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        if bias is None:
+            x = torch.bmm(q * scale, k.mT)
+        else:
+            x = torch.baddbmm(bias.unsqueeze(1), q, k.mT, alpha=scale)
+        return (x, None) if self.function == "identity" else (self._of(x, self.degree), x)
+
+    def _of(self, x: Tensor, degree: int) -> Tensor:
+        if self.function == "power":
+            return _integer_power(x + self.offset, degree)
+        total = torch.full_like(x, 1 / math.factorial(degree))
+        for i in reversed(range(degree)):
+            total.mul_(x).add_(1 / math.factorial(i))
+        return total
+
+    def gradient(self, grad: Tensor, x: Tensor, q: Tensor, k: Tensor, bias: Tensor | None, scale: float, dq: Tensor,
+                 dk: Tensor, db: Tensor | None) -> None:
+        """Write the gradient in the queries into ``dq``, and add those in keys and bias to ``dk`` and ``db``."""
+        if self.function == "power":
+            grad = grad.mul_(self._of(x, self.degree - 1).mul_(self.degree))
+        elif self.function == "taylor":
+            grad = grad.mul_(self._of(x, self.degree - 1)) if self.degree else grad.zero_()
+        dq.baddbmm_(grad, k, beta=0, alpha=scale)
+        dk.baddbmm_(grad.mT, q, alpha=scale)
+        if db is not None:
+            db.add_(grad.sum(1))
+
+
+def _integer_power(x: Tensor, degree: int) -> Tensor:
+    """``x ** degree`` by repeated squaring, which is quicker than torch's for degrees above 3."""
+    power = torch.ones_like(x) if degree % 2 == 0 else x.clone()
+    while degree := degree // 2:
+        x = x.square()
+        if degree % 2:
+            power.mul_(x)
+    return power
+
+
+_MINIMUM = Rule("min(q, k)")
+
+
+@dataclass(frozen=True)
+class _Coordinates:
+    r"""Tiles :math:`g\bigl(s\sum_l\rho(q_l,k_l)\bigr)` of a rule, with ``g`` the identity or the square root."""
+
+    rule: Rule
+    root: bool = False
+    compiled: bool = False
+
+    name = "a loop over the coordinates"
+    tile = COORDINATE_TILE
+
+    def keys(self, k: Tensor) -> Tensor:
+        return k.mT.contiguous()
+
+    def values(self, q: Tensor, k: Tensor, bias: None, scale: float) -> tuple[Tensor, Tensor]:
+        """``q`` is ``(b, r, d)`` and ``k`` is ``(b, d, m)``."""
+        rows, columns = _coordinates(q, k)
+        if self.rule == _MINIMUM:
+            total = torch.minimum(rows[0], columns[0])
+            one = torch.empty_like(total)
+            for a, b in zip(rows[1:], columns[1:], strict=True):
+                torch.minimum(a, b, out=one)
+                total.add_(one)
+        else:
+            total = torch.zeros(*q.shape[:2], k.shape[-1], dtype=q.dtype, device=q.device)
+            for a, b in zip(rows, columns, strict=True):
+                total.add_(self.rule(a, b))
+        total.mul_(scale)
+        return (total.sqrt(), total) if self.root else (total, None)
+
+    def gradient(self, grad: Tensor, x: Tensor, q: Tensor, k: Tensor, bias: None, scale: float, dq: Tensor,
+                 dk: Tensor, db: None) -> None:
+        if self.root:
+            grad.div_(x.sqrt().mul_(2)).masked_fill_(x == 0, 0)
+        grad.mul_(scale)
+        rows, columns = _coordinates(q, k)
+        if self.rule == _MINIMUM:       # the derivatives of min are (1 + s)/2 and (1 - s)/2 with s = sign(k - q)
+            sign = torch.empty_like(grad)
+            grad.mul_(0.5)
+            of_q, of_k = grad.sum(-1), grad.sum(-2)
+            for l, (a, b) in enumerate(zip(rows, columns, strict=True)):        # noqa: E741
+                torch.sub(b, a, out=sign)
+                sign.sign_().mul_(grad)
+                torch.add(of_q, sign.sum(-1), out=dq[..., l])
+                dk[:, l].add_(of_k).sub_(sign.sum(-2))
+            return
+        in_q, in_k = _derivatives(self.rule)
+        for l, (a, b) in enumerate(zip(rows, columns, strict=True)):            # noqa: E741
+            dq[..., l] = (in_q(a, b) * grad).sum(-1)
+            dk[:, l] += (in_k(a, b) * grad).sum(-2)
+
+
+def _coordinates(q: Tensor, k: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Of each coordinate, the column ``(b, r, 1)`` of the queries and the row ``(b, 1, m)`` of the keys."""
+    return q.mT.contiguous().unsqueeze(-1).unbind(1), k.unsqueeze(-2).unbind(1)
+
+
+@functools.lru_cache(256)
+def _derivatives(rule: Rule) -> tuple[Rule, Rule]:
+    return rule.derivative("q"), rule.derivative("k")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How tiles of a kernel are made: of which points, by what; ``exp(factor * tile)``, or ``factor * tile`` itself."""
+
+    points: str                 # "softmax": of the kernel's softmax form; "features"; "unit" vectors; or "given"
+    tile: _Products | _Coordinates
+    scale: float = 1.0
+    factor: float = 1.0
+    exponential: bool = True
+
+
+_SQUARED_DIFFERENCE = Rule("(q - k)**2")
+_NORMALISED = ("sum", "signed-sum", "abs-sum", "relu-sum")
+
+
+def _form(kernel: Kernel, d: int, normaliser: str) -> _Form | None:
+    """The tile of a kernel of points of width ``d``; None where only the definition serves."""
+    if normaliser in _NORMALISED and has_softmax_form(kernel, d):
+        return _Form("softmax", _Products())
+    exponential, factor = False, 1.0
+    if type(kernel) is kernels.Exponential:
+        exponential, kernel = True, kernel.base
+    while type(kernel) is kernels.Scaled:
+        factor, kernel = factor * kernel.factor, kernel.base
+    kind = type(kernel)
+    if (form := coordinate_form(kernel, d)) is not None and not (exponential and form[1] == "exp"):
+        rule, link, scale = form
+        if link == "exp" and factor != 1.0:     # a factor before the exponential is none behind it
+            return None
+        return _Form("given", _Coordinates(rule, link == "sqrt"), scale, factor, exponential or link == "exp")
+    if kind is kernels.RBF and not exponential and factor == 1.0:
+        return _Form("given", _Coordinates(_SQUARED_DIFFERENCE), -0.5 * kernel.precision(d))
+    if kind is kernels.EDP and not exponential and factor == 1.0:
+        return _Form("given", _Products(), kernels._scale(kernel.scale, d))
+    if kind is kernels.Cosine:
+        return _Form("unit", _Products(), 1.0, factor, exponential)
+    if kind in (kernels.Linear, kernels.Quadratic, kernels.Polynomial, kernels.Taylor):
+        tile = {kernels.Linear: lambda: _Products(), kernels.Quadratic: lambda: _Products("power", 2),
+                kernels.Polynomial: lambda: _Products("power", kernel.degree, kernel.offset),
+                kernels.Taylor: lambda: _Products("taylor", kernel.degree)}[kind]()
+        return _Form("given", tile, kernels._scale(kernel.scale, d), factor, exponential)
+    if isinstance(kernel, FeatureKernel) and kind.gram is FeatureKernel.gram and not kernel.exponential:
+        return _Form("features", _Products(), 1.0, factor, exponential)
+    return None
+
+
+# ------------------------------------------------------------------------- what the path says of a call
+
+def does(call: Call) -> str:
+    """How the path computes a call."""
+    form = _form(call.kernel, call.d, call.normaliser)
+    how = "the definition row by row" if form is None else form.tile.name
+    return f"tiles of rows, by {how}, made anew in the backward pass"
+
+
+def refusal(call: Call) -> str | None:
+    """Why the tiled path cannot serve a call, or None: it serves every call."""
+    return None
+
+
+def drawback(call: Call) -> str | None:
+    """Why another path serves a call better, or None."""
+    size = call.batch * call.n * call.m * call.d
+    return f"so small a problem ({size:,} differences of coordinates) is quicker whole" if size <= 2 ** 24 else None
+
+
+# ------------------------------------------------------------------------- the path
+
+def tiled(
+    q: Float[Tensor, "*#batch n d"],
+    k: Float[Tensor, "*#batch m d"],
+    v: Float[Tensor, "*#batch m d_v"],
+    kernel: Kernel,
+    *,
+    mask: Bool[Tensor, "*#batch #n #m"] | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+    normaliser: str = "sum",
+) -> Float[Tensor, "*batch n d_v"]:
+    """Attention in tiles of rows, with the gradient computed from the tiles made anew.
+
+    Raises
+    ------
+    RuntimeError
+        If a gradient of the gradient is asked for, of a kernel with tiles of its own.
+    """
+    form = _form(kernel, q.shape[-1], normaliser)
+    if form is None:
+        return _by_definition(q, k, v, kernel, mask, causal, dropout, normaliser)
+    n, m, d_v, device, dtype = q.shape[-2], k.shape[-2], v.shape[-1], q.device.type, q.dtype
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    bias, scale = None, form.scale
+    if form.points == "softmax":
+        made = softmax_form(kernel, q, k)
+        q, k, bias, scale = made.q, made.k, made.key_bias, made.scale
+    elif form.points == "features":
+        base = kernel.base if type(kernel) is kernels.Exponential else kernel
+        while type(base) is kernels.Scaled:
+            base = base.base
+        q, k = base.map(q), base.map(k)
+    elif form.points == "unit":
+        q, k = kernels._unit(q), kernels._unit(k)
+    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and dtype is torch.float32
+    out_dtype = torch.get_autocast_dtype(device) if autocast else dtype
+    wide, problems = torch.promote_types(dtype, torch.float32), math.prod(batch)
+    q, k, v = (x.to(wide).expand(*batch, *x.shape[-2:]).reshape(problems, *x.shape[-2:])
+               for x in (q, k, v))
+    if bias is not None:
+        bias = bias.to(wide).expand(*batch, m).reshape(problems, m)
+    index = None
+    if mask is not None:
+        mask = mask[(None,) * (2 - mask.ndim)] if mask.ndim < 2 else mask
+        lead = mask.shape[:-2]
+        mask = mask.reshape(math.prod(lead), *mask.shape[-2:])
+        if 1 < len(mask) < problems:      # which mask each problem has; a copy for each could be as large as n x m
+            index = torch.arange(len(mask), device=q.device).view(lead).expand(batch).reshape(-1)
+    seed = torch.randint(2 ** 62, ()) if dropout else None
+    work = _Work(form.tile, scale, form.factor, form.exponential, normaliser, causal, dropout, form.tile.tile)
+    if autocast:
+        with torch.autocast(device, enabled=False):
+            out = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
+    else:
+        out = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
+    return out.to(out_dtype).view(*batch, n, d_v)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What both passes must agree on."""
+
+    tile: _Products | _Coordinates
+    scale: float
+    factor: float
+    exponential: bool
+    normaliser: str
+    causal: bool
+    dropout: float
+    size: int
+
+
+@dataclass
+class _Rows:
+    """A tile: problems ``first:last``, queries ``start:stop``, and the keys up to ``seen``."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    seen: int
+
+
+def _tiles(problems: int, n: int, m: int, causal: bool, size: int) -> Iterator[tuple[slice, list[tuple[slice, int]]]]:
+    """Groups of problems, each with slices of its rows, and how many keys these may see."""
+    start = max(0, n - m) if causal else 0                  # the rows before it see nothing
+    rows = min(n, max(32, -(-n // 8))) if causal else n     # the fewer, the more is skipped
+    rows = max(1, min(rows, size // m))
+    group = max(1, size // (rows * m))
+    slices = [slice(i, min(i + rows, n)) for i in range(start, n, rows)]
+    for first in range(0, problems, group):
+        yield (slice(first, min(first + group, problems)),
+               [(s, min(m, s.stop + m - n) if causal else m) for s in slices])
+
+
+def _hidden(mask: Tensor | None, index: Tensor | None, group: slice, rows: slice, seen: int) -> Tensor | None:
+    """Where the mask hides a tile's keys: broadcasts to ``(b, r, seen)``."""
+    if mask is None:
+        return None
+    if index is not None:
+        mask = mask[index[group]]
+    elif len(mask) > 1:
+        mask = mask[group]
+    if mask.shape[-2] > 1:
+        mask = mask[:, rows]
+    return ~(mask[..., :seen] if mask.shape[-1] > 1 else mask)
+
+
+def _weights(x: Tensor, hidden: Tensor | None, rows: slice, n: int, m: int, work: _Work) -> tuple[Tensor, Tensor | None,
+                                                                                              Tensor | None]:
+    """Weights of a tile from its values or logarithms, in place; the normaliser, and the values where still needed."""
+    seen = x.shape[-1]
+    softmax = work.exponential and work.normaliser in _NORMALISED
+    if work.factor != 1.0:
+        x = x * work.factor
+    upper = None
+    if work.causal and (ahead := rows.start + m - n + 1) < seen:        # the keys after the first row's own
+        lowest = max(0, ahead)
+        upper = torch.ones(x.shape[-2], seen - lowest, dtype=torch.bool, device=x.device).triu(ahead - lowest)
+    fill = -math.inf if work.exponential else 0.0
+    if hidden is not None:
+        x = x.masked_fill_(hidden, fill)
+    if upper is not None:
+        x[..., seen - upper.shape[-1]:].masked_fill_(upper, fill)
+    if softmax:
+        w = x.softmax(-1)
+        if hidden is not None:
+            empty = hidden.expand(*hidden.shape[:-1], seen)
+            if upper is not None:
+                empty = empty.expand(-1, x.shape[-2], -1).clone()
+                empty[..., seen - upper.shape[-1]:] |= upper
+            w.masked_fill_(empty.all(-1, keepdim=True), 0.0)
+        return w, None, None
+    if work.exponential:
+        x = x.exp()
+    if work.normaliser == "relu-sum":
+        x = x.relu()
+    if work.normaliser == "none":
+        return x, None, x
+    if work.normaliser == "count":
+        see = torch.ones((), dtype=torch.bool, device=x.device) if hidden is None else ~hidden
+        see = see.expand(x.shape).clone()
+        if upper is not None:
+            see[..., seen - upper.shape[-1]:] &= ~upper
+        total = see.sum(-1, keepdim=True).to(x.dtype)
+    else:
+        total = (x.abs() if work.normaliser == "abs-sum" else x).sum(-1, keepdim=True)
+    total = torch.where(total == 0, math.inf, total)
+    return x / total, total, x
+
+
+def _keep(shape: torch.Size, like: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
+    """What dropout multiplies weights by: 0, or 1/(1 - p)."""
+    keep = torch.empty(shape, dtype=like.dtype, device=like.device)
+    return keep.bernoulli_(1 - dropout, generator=generator).div_(1 - dropout)
+
+
+class _Tiled(torch.autograd.Function):
+    """Queries ``(b, n, d)``, keys ``(b, m, d)`` and values ``(b, m, d_v)`` to outputs; a bias of keys ``(b, m)``."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, mask, index, seed, work):
+        out = _forward(q, k, v, bias, mask, index, seed, work)
+        ctx.save_for_backward(q, k, v, bias, mask, index, seed, out)
+        ctx.work = work
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, bias, mask, index, seed, out = ctx.saved_tensors
+        return *_backward(grad, q, k, v, bias, mask, index, seed, out, ctx.work), None, None, None, None
+
+
+def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | None:
+    return None if seed is None else torch.Generator(device).manual_seed(int(seed))
+
+
+def _forward(q, k, v, bias, mask, index, seed, work):
+    (problems, n, _), m = q.shape, k.shape[1]
+    out = q.new_zeros(problems, n, v.shape[-1])
+    if out.numel() == 0 or m == 0:
+        return out
+    generator = _generator(seed, q.device)
+    for group, slices in _tiles(problems, n, m, work.causal, work.size):
+        keys, values = work.tile.keys(k[group]), v[group]
+        for rows, seen in slices:
+            some = keys[..., :seen] if isinstance(work.tile, _Coordinates) else keys[:, :seen]
+            x, _ = work.tile.values(q[group, rows], some, None if bias is None else bias[group, :seen], work.scale)
+            w, _, _ = _weights(x, _hidden(mask, index, group, rows, seen), rows, n, m, work)
+            if work.dropout:
+                w = w * _keep(w.shape, w, work.dropout, generator)
+            out[group, rows] = torch.bmm(w, values[:, :seen])
+    return out
+
+
+def _backward(grad, q, k, v, bias, mask, index, seed, out, work):
+    (problems, n, _), m = q.shape, k.shape[1]
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    db = None if bias is None else torch.zeros_like(bias)
+    if out.numel() == 0 or m == 0:
+        return dq, dk, dv, db
+    generator = _generator(seed, q.device)
+    coordinates = isinstance(work.tile, _Coordinates)
+    for group, slices in _tiles(problems, n, m, work.causal, work.size):
+        keys, values = work.tile.keys(k[group]), v[group]
+        dkeys = torch.zeros_like(keys) if coordinates else dk[group]
+        for rows, seen in slices:
+            some, dsome = (x[..., :seen] if coordinates else x[:, :seen] for x in (keys, dkeys))
+            queries, g = q[group, rows], grad[group, rows]
+            b = None if bias is None else bias[group, :seen]
+            x, inner = work.tile.values(queries, some, b, work.scale)
+            hidden = _hidden(mask, index, group, rows, seen)
+            w, total, value = _weights(x, hidden, rows, n, m, work)
+            dw = torch.bmm(g, values[:, :seen].mT)
+            if work.dropout:
+                keep = _keep(w.shape, w, work.dropout, generator)
+                dw.mul_(keep)
+                dv[group, :seen].baddbmm_((w * keep).mT, g)
+            else:
+                dv[group, :seen].baddbmm_(w.mT, g)
+            if work.normaliser in _NORMALISED:
+                delta = (g * out[group, rows]).sum(-1, keepdim=True)
+                dw.sub_(delta * value.sign() if work.normaliser == "abs-sum" and value is not None else delta)
+            if work.exponential:
+                dw.mul_(w)
+            else:
+                if total is not None:
+                    dw.div_(total)
+                if work.normaliser == "relu-sum":
+                    dw.mul_(value > 0)
+                if hidden is not None:
+                    dw.masked_fill_(hidden, 0)
+                if work.causal:
+                    dw.tril_(rows.start + m - n)
+            if work.factor != 1.0:
+                dw.mul_(work.factor)
+            work.tile.gradient(dw, inner, queries, some, b, work.scale, dq[group, rows], dsome,
+                               None if db is None else db[group, :seen])
+        if coordinates:
+            dk[group] = dkeys.mT
+    return dq, dk, dv, db
+def _by_definition(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None, causal: bool, dropout: float,
+                   normaliser: str) -> Tensor:
+    n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
+    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    rows = max(1, DEFINITION_TILE // max(1, batch.numel() * m * d))
+    if rows >= n:
+        return exact(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)
+    if mask is not None and mask.ndim >= 2:
+        mask = mask.expand(*mask.shape[:-1], m)
+
+    def some(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return exact(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)
+
+    parts = []
+    for i in range(0, n, rows):
+        stop = min(i + rows, n)
+        seen = max(0, m - n + stop) if causal else m
+        see = mask
+        if see is not None and see.ndim > 0:
+            see = see[..., :seen]
+            see = see[..., i:stop, :] if see.ndim > 1 and see.shape[-2] == n else see
+        parts.append(checkpoint(some, q[..., i:stop, :], k[..., :seen, :], v[..., :seen, :], see, use_reentrant=False,
+                                preserve_rng_state=dropout > 0))
+    return torch.cat(parts, -2)
