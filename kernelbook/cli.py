@@ -1,4 +1,4 @@
-"""The command ``kernelbook``: train, translate, evaluate, look at results, manage data."""
+"""The command ``kernelbook``: train, translate, evaluate, look at results, manage data, measure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .results import Record
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Attention as a binary kernel machine: train, translate, evaluate, results, data.")
+                  help="Attention as a binary kernel machine: train, translate, evaluate, results, data, bench.")
 train_app = typer.Typer(no_args_is_help=True, help="Train a model and evaluate it.")
 data_app = typer.Typer(no_args_is_help=True, help="What corpora there are, and where their cache lies.")
 results_app = typer.Typer(no_args_is_help=True, help="Records of trained runs.")
@@ -324,3 +324,126 @@ def data_clear(
     from . import data
 
     out.print(f"freed {data.human_bytes(data.clear(name))}", highlight=False)
+
+
+# ------------------------------------------------------------------------- bench
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Small problems, to see that it runs: seconds, not "
+                                                        "minutes.")] = False,
+    only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Measure only this, as in rbf, "
+                                                   "'n=512 forward ' or 'training*'; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--out", help="The record.",
+                                              show_default="benchmark-attention-DEVICE.json")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the ratios to this PNG file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Of torch, on the CPU.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everything is timed in turn.")] = 5,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted record.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier record.")] = False,
+) -> None:
+    """Measure what attention costs: every kernel and path, and other libraries, against torch's fused attention."""
+    from . import bench as benchmark
+
+    setting = benchmark.Setting(device, threads, rounds, quick, tuple(only or ()))
+    kind = "-quick" if quick else "-part" if only else ""
+    file = file or Path(f"benchmark-attention-{device.partition(':')[0]}{kind}.json")
+    with _Blocks() as progress:
+        try:
+            record = benchmark.run(setting, file, resume=resume, overwrite=overwrite, report=progress)
+        except KeyboardInterrupt:
+            progress.bar.stop()
+            words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
+            _fail(f"stopped; what was measured is in {file}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
+    _show_costs(record)
+    out.print(f"\nrecord  {file}", highlight=False, markup=False, soft_wrap=True)
+    if figure is not None:
+        from . import plotting
+
+        with plotting.style():
+            plotting.save(plotting.plot_benchmark(record), figure)
+        out.print(f"figure  {figure}", highlight=False, markup=False, soft_wrap=True)
+
+
+class _Blocks:
+    """A progress bar over the benchmark's blocks, on a terminal; a line a block elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+                            TextColumn("{task.fields[note]}", style="dim"), console=err, transient=True,
+                            disable=not err.is_terminal)
+        self.task = self.bar.add_task("", total=None, note="")
+
+    def __enter__(self) -> _Blocks:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if "block" in event:
+            self.bar.update(self.task, description=event["block"], completed=event["number"], total=event["of"],
+                            note="")
+            if not err.is_terminal:
+                err.print(f"{event['number'] + 1}/{event['of']}  {event['block']}", highlight=False, markup=False)
+        elif "doing" in event:
+            self.bar.update(self.task, note=event["doing"])
+
+
+def _show_costs(record: dict[str, Any]) -> None:
+    from .bench import PASSES, UNIT, verdicts
+
+    rows = record["rows"]
+    for suite, title in (("attention", "attention"), ("causal", "causal attention")):
+        measured = [row for row in rows if row["suite"] == suite and "ratio" in row]
+        columns = sorted({(row["n"], row["pass"]) for row in measured}, key=lambda c: (c[0], PASSES.index(c[1])))
+        if not columns:
+            continue
+        lengths = sorted({n for n, _ in columns})
+        table = Table(title, *(f"n = {n}\n{'forward' if p == PASSES[0] else '+ backward'}" for n, p in columns),
+                      box=None, pad_edge=False)
+        megabytes = {(row["candidate"], row["n"]): row["megabytes"] for row in rows
+                     if row["suite"] == "memory" and "megabytes" in row and suite == "attention"}
+        sizes = [n for n in lengths if any(n == m for _, m in megabytes)]
+        for n in sizes:
+            table.add_column(f"n = {n}\nMB")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        table.columns[0].overflow = "fold"
+        for name in dict.fromkeys(row["candidate"] for row in measured):
+            own = {(row["n"], row["pass"]): row for row in measured if row["candidate"] == name}
+            table.add_row(name, *(f"{own[c]['ratio']:.2f}{'*' if own[c].get('auto') else ' '}" if c in own else ""
+                                  for c in columns),
+                          *(f"{megabytes[name, n]:.0f}" if (name, n) in megabytes else "" for n in sizes))
+        out.print(table)
+        out.print(f"time over that of {UNIT}, torch's fused attention; * what path='auto' takes\n", highlight=False)
+    others = [row for row in rows if row["suite"] in ("module", "training", "decoding") and "ratio" in row]
+    if others:
+        table = Table("in a model", "", "over EDP", "tokens/s", box=None, pad_edge=False)
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for row in others:
+            table.add_row(row["candidate"], f"{row['suite']}, n = {row['n']}, {row['pass']}", f"{row['ratio']:.2f}",
+                          f"{row['tokens_per_second']:,.0f}" if "tokens_per_second" in row else "")
+        out.print(table, "")
+    for row in {row["candidate"]: row for row in rows if "absent" in row}.values():
+        out.print(f"absent: {row['absent']}", highlight=False, markup=False, soft_wrap=True)
+    for row in rows:
+        if "failed" in row or "wrong" in row:
+            why = row.get("failed") or f"the output is wrong by {row['wrong']:.1e} of the largest value: not timed"
+            out.print(f"failed: {row['candidate']}, {row['suite']} n = {row['n']}: {why}", highlight=False,
+                      markup=False, soft_wrap=True)
+    table = Table("target", "at most", "at least", "found", "", box=None, pad_edge=False)
+    for v in verdicts(record):
+        bound = f"{v['bound']:g}"
+        table.add_row(v["what"], *(("", bound) if v["at_least"] else (bound, "")),
+                      "" if v["value"] is None else f"{v['value']:.3g}",
+                      "not measured" if v["met"] is None else "met" if v["met"] else "[bold red]missed[/]")
+    out.print("", table)
+    p = record["provenance"]
+    out.print(f"{p['cpu_model'] if p['device'] == 'cpu' else p['device']}, {p['threads']} threads, torch "
+              f"{p['versions']['torch']}, {p.get('wall_time_s', 0):.0f} s", highlight=False)

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PALETTE", "LINESTYLES", "MARKERS", "SEQUENTIAL", "DIVERGING", "WIDTH", "WIDE", "INK",
-    "use", "style", "kernel_style", "attention_map", "gram_map", "band", "interval", "png", "save",
+    "use", "style", "kernel_style", "attention_map", "gram_map", "band", "interval", "plot_benchmark",
+    "png", "save",
 ]
 
 #: Widths of a figure in inches; at 100 dots to the inch they fit the column of the rendered book.
@@ -358,6 +359,82 @@ def interval(runs: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarr
     from scipy.special import stdtrit
 
     return mean, stdtrit(n - 1, (1 + level) / 2) * runs.std(0, ddof=1) / np.sqrt(n)
+
+
+def plot_benchmark(
+    record: dict[str, Any],
+    *,
+    suite: str = "attention",
+    candidates: Sequence[str] | None = None,
+) -> Figure:
+    """The times of a benchmark's candidates, as multiples of torch's fused attention, one row a candidate.
+
+    Own paths are filled marks, other libraries hollow ones; the mark says the length.
+
+    Parameters
+    ----------
+    record : dict
+        As :func:`kernelbook.bench.run` returns it.
+    suite : str
+        ``"attention"`` or ``"causal"``.
+    candidates : sequence of str, optional
+        Their names, in order from the top; by default for each kernel the paths that ``auto`` takes and the compiled
+        ones, and all other libraries, the fastest at the greatest length first.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If nothing of the kind was measured.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.lines import Line2D
+
+    rows = [row for row in record["rows"] if row["suite"] == suite and "ratio" in row]
+    shown = [row for row in rows if row["candidate"] in candidates] if candidates is not None else [
+        row for row in rows if row["who"] != "kernelbook" or row.get("auto") or "compiled" in row["path"]]
+    if not shown:
+        raise ValueError(f"the record has no ratios of the suite {suite!r}" + (
+            f" and the candidates {list(candidates)}" if candidates is not None else ""))
+    names = list(dict.fromkeys(row["candidate"] for row in shown))
+    shown = [row for row in rows if row["candidate"] in names]
+    lengths = sorted({row["n"] for row in shown})
+    passes = list(dict.fromkeys(row["pass"] for row in shown))
+
+    def place(name: str) -> tuple[int, float]:
+        own = [row for row in shown if row["candidate"] == name and row["pass"] == passes[-1]]
+        last = max(own, key=lambda row: row["n"], default=None)
+        return (-last["n"], last["ratio"]) if last else (0, 0.0)
+
+    names = [n for n in candidates if n in names] if candidates is not None else sorted(names, key=place)
+    figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False,
+                                figsize=(WIDE, 1.35 + 0.235 * len(names)))
+    ink = mpl.rcParams["axes.edgecolor"]
+    for ax, which in zip(axes[0], passes, strict=True):
+        ax.axvline(1, color=ink, linewidth=1)
+        for y, name in enumerate(names):
+            own = sorted((row for row in shown if row["candidate"] == name and row["pass"] == which),
+                         key=lambda row: row["n"])
+            if not own:
+                continue
+            colour = kernel_style(own[0]["kernel"])["color"]
+            x = [row["ratio"] for row in own]
+            ax.plot(x, [y] * len(x), color=colour, linestyle="-", linewidth=0.8)
+            for row in own:
+                ax.plot(row["ratio"], y, linestyle="none", marker=MARKERS[lengths.index(row["n"])], color=colour,
+                        markerfacecolor=colour if row["who"] == "kernelbook" else mpl.rcParams["axes.facecolor"])
+        ax.set(xscale="log", title=which.replace("+", " and "))
+        ax.xaxis.set_major_formatter("{x:g}")
+    figure.supxlabel("time over that of torch's fused attention", fontsize=mpl.rcParams["axes.labelsize"])
+    axes[0, 0].set_yticks(range(len(names)), [_plain(name.replace("_", " ")) for name in names], fontsize=9)
+    axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
+    marks = [Line2D([], [], color=ink, linestyle="none", marker=MARKERS[i], label=f"n = {n}")
+             for i, n in enumerate(lengths)]
+    figure.legend(handles=marks, loc="outside upper right", ncols=len(lengths))
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- how it is kept
