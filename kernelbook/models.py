@@ -335,6 +335,8 @@ class Transformer(nn.Module):
         self,
         memory: Float[Tensor, "batch m width"] | None = None,
         memory_hidden: Bool[Tensor, "batch m"] | None = None,
+        *,
+        kind: str = "auto",
     ) -> DecoderCache:
         """A cache for :meth:`decode`, with the keys and values of the encoder's output computed once for all tokens.
 
@@ -344,6 +346,8 @@ class Transformer(nn.Module):
         ----------
         memory, memory_hidden : Tensor, optional
             What :meth:`encode` returned, for an encoder-decoder.
+        kind : str
+            What is held, as in :class:`kernelbook.attention.Cache`.
 
         Returns
         -------
@@ -372,10 +376,10 @@ class Transformer(nn.Module):
         for block in self.decoder:
             cross = None
             if memory is not None:
-                cross = block.cross_attention.new_cache()
+                cross = block.cross_attention.new_cache(kind)
                 _, k, v = block.cross_attention.heads(memory[:, :0], memory, memory)
                 cross.append(k, v, None if memory_hidden is None else ~memory_hidden[:, None])
-            layers.append((block.self_attention.new_cache(), cross))
+            layers.append((block.self_attention.new_cache(kind), cross))
         return DecoderCache(layers)
 
     def _decode_on(self, tokens: Tensor, cache: DecoderCache, hidden: Tensor | None, memory: bool) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernelbook import kernels
-from kernelbook.attention import NORMALISERS, Cache, KernelAttention, attend, explain
+from kernelbook.attention import NORMALISERS, PATHS, Cache, KernelAttention, attend, explain
 from kernelbook.kernels import EDP, RBF, DirectSum, Exponential, Linear, Polynomial, Quadratic, TensorProduct
 
 KERNELS = [*(kernels.get(name) for name in kernels.available()), RBF(bandwidth=0.8), EDP() * RBF(), EDP() + Quadratic(),
@@ -92,10 +92,10 @@ def test_a_path_asked_for_is_taken(kernel):
     q, k, v = draw(0, (2, 1, 3), (2, 7, 3), (2, 7, 2))
     normaliser = fitting(kernel, "sum")
     plan = explain(q, k, v, kernel, normaliser=normaliser)
-    for path in ("exact", "fused"):
+    for path in set(PATHS) - {"linear"}:
         if path in plan.refused:
             with pytest.raises(ValueError, match=f"path '{path}' cannot serve"):
-                Cache(kernel, normaliser=normaliser, path=path)
+                Cache(kernel, normaliser=normaliser, path=path).append(k, v)
         else:
             cache = Cache(kernel, normaliser=normaliser, path=path)
             cache.append(k, v)
@@ -119,6 +119,80 @@ def test_rows_are_kept_and_reordered_and_keys_forgotten(kernel):
     with pytest.raises(ValueError, match="from 0 to 1"):
         cache.truncate(2)
 
+
+# ------------------------------------------------------------------------- a state in the place of the keys
+
+FINITE = [kernels.get(name) for name in ("linear", "quadratic", "taylor", "l2_squared", "cosine", "constant", "elu",
+                                         "positive_features")]
+
+
+def pieces_of(kernel, cache, pieces, visible=None, seed=0):
+    """What the cache gives piece by piece, and attention at once; row sums are not near 0."""
+    n = sum(pieces)
+    q, k, v = draw(seed, (2, 3, n, 4), (2, 3, n, 4), (2, 3, n, 2))
+    q, k = q / 2 + 1, k / 2 + 1
+    see = [None] * len(pieces) if visible is None else visible.split(pieces, -1)
+    parts = [cache.attend(*rows, visible=s, causal=True)
+             for *rows, s in zip(*(x.split(pieces, -2) for x in (q, k, v)), see, strict=True)]
+    mask = None if visible is None else visible[..., None, :]
+    return torch.cat(parts, -2), attend(q, k, v, kernel, causal=True, mask=mask, normaliser=cache.normaliser,
+                                        path="exact")
+
+
+@pytest.mark.parametrize("kernel", FINITE, ids=repr)
+@pytest.mark.parametrize("normaliser", ["signed-sum", "count", "none"])
+def test_a_state_gives_the_same_answer(kernel, normaliser):
+    visible = torch.rand((2, 1, 14), generator=torch.Generator().manual_seed(0)) < 0.7
+    for pieces, see in itertools.product(([1] * 14, [6, 1, 1, 3, 3], [14]), (None, visible)):
+        cache = Cache(kernel, normaliser=normaliser, kind="state")
+        close(*pieces_of(kernel, cache, pieces, see))
+        assert cache.kind == "state" and len(cache) == 14 and cache.keys is cache.values is cache.visible is None
+    assert cache.size < 2 * 3 * (kernel.feature_dimension(4) * 3 + 3)
+
+
+def test_a_state_is_held_where_it_is_cheaper(monkeypatch):
+    monkeypatch.setattr("kernelbook.attention.cache.STATE_FACTOR", 1)
+    monkeypatch.setattr("kernelbook.attention.cache.STATE_START", 6 * 20)
+    # 10 features of 2 values and the sum: 30 numbers, and 20 more; a key and its value are 6
+    kernel, kinds = kernels.Quadratic(), []
+    for length in range(1, 12):
+        cache = Cache(kernel)
+        got, expected = pieces_of(kernel, cache, [1] * length)
+        close(got, expected)
+        kinds.append(cache.kind)
+    assert kinds == ["keys"] * 8 + ["state"] * 3
+    for pieces in ([6, 1, 1, 1], [5, 4], [20, 1], [4, 20]):
+        cache = Cache(kernel)
+        close(*pieces_of(kernel, cache, pieces))
+        assert cache.kind == "state"
+    once = Cache(kernel)                # at first, a pass at once: there is nothing to sum up
+    close(*pieces_of(kernel, once, [20]))
+    assert once.kind == "keys" and "from 9 keys on" in once.explain()
+    for options, words in [({"kind": "keys"}, "not to be held"), ({"path": "exact"}, "the path is 'exact'"),
+                           ({"normaliser": "abs-sum", "kernel": kernels.Linear()}, "'abs-sum'"),
+                           ({"kernel": RBF()}, "no state: RBF")]:
+        cache = Cache(**({"kernel": kernel} | options))
+        close(*pieces_of(cache.kernel, cache, [1] * 12))
+        assert cache.kind == "keys" and words in cache.explain()
+    assert "first key" in Cache().explain() and "any number" in held(kernel="elu").explain()
+
+
+def test_a_memory_is_summed_up_once():
+    cache = Cache("elu")
+    q, k, v = draw(0, (2, 4, 3), (2, 9, 3), (2, 9, 2))
+    cache.append(k, v)
+    size = cache.size
+    for rows in (q, q[:, :1], q[:, 1:]):
+        close(cache.attend(rows), attend(rows, k, v, "elu", path="exact"))
+    assert cache.kind == "state" and cache.size == size and len(cache) == 9
+    cache.select(torch.tensor([1, 1, 0]))
+    close(cache.attend(q[[1, 1, 0]]), attend(q[[1, 1, 0]], k[[1, 1, 0]], v[[1, 1, 0]], "elu", path="exact"))
+    cache.truncate(9)
+    with pytest.raises(ValueError, match="kind='keys' keeps them"):
+        cache.truncate(8)
+
+
+# ------------------------------------------------------------------------- what it costs, and in which precision
 
 def test_appending_copies_few_rows():
     cache, moved, old = Cache("rbf"), 0, None
@@ -206,6 +280,10 @@ MODULE = KernelAttention(8, 2, dropout=0.5)
 
 @pytest.mark.parametrize(("call", "words"), [
     (lambda: Cache("linear"), "signed"),
+    (lambda: Cache(kind="rows"), "'auto', 'keys' or 'state'"),
+    (lambda: held(kind="state"), "kind='state' cannot serve EDP"),
+    (lambda: held(kernel="elu", kind="state", path="exact"), "the path is 'exact'"),
+    (lambda: held(kernel="elu", kind="state").attend(torch.ones(2, 2, 4), causal=True), "as many keys"),
     (lambda: Cache(path="flash"), "no path is called 'flash'"),
     (lambda: Cache().attend(X), "empty"),
     (lambda: held().attend(X, X), "go together"),

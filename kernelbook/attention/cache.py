@@ -2,25 +2,35 @@ r"""Attention to keys that come one after another, as in decoding: what has been
 
 A :class:`Cache` holds the keys and values themselves, in buffers that double when they are full, so that appending
 :math:`m` of them one at a time copies fewer than :math:`2m` rows.  One query then takes :math:`O(md)` operations, for
-every kernel and every normaliser.
+every kernel and every normaliser.  For a kernel of finite rank it may hold the sums over the keys instead, a
+:class:`kernelbook.attention.linear.RecurrentState`: a step then takes the same time however many keys there have been.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..debugging import check_finite
+from ..features import FeatureKernel
 from ..kernels import Kernel, get
 from .call import Call
 from .definition import _softmax, _weights, check_normaliser
 from .dispatch import PATHS, choose
+from .linear import RecurrentState
+from .linear import refusal as no_state
 from .reductions import has_softmax_form, softmax_form
 
 __all__ = ["Cache"]
 
 _FIRST_ROWS = 16
+
+#: A state replaces keys and values that are this many times as many numbers, and so many more.  Measured on a CPU: a
+#: step reads and writes the state and computes features, which costs more than reading as many keys.
+STATE_FACTOR, STATE_START = 4, 2 ** 20
 
 
 class Cache:
@@ -33,13 +43,17 @@ class Cache:
     kernel : str or Kernel
         As in :func:`attend`.
     normaliser, path : str
-        As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small
-        (but in half precision the path that :func:`attend` takes, since some compute in more).
+        As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small, in at
+        least float32.
+    kind : str
+        What to hold: ``"keys"``, which serve every kernel; ``"state"``, sums over the keys, for a kernel of finite
+        rank, with ``path`` ``"auto"`` or ``"linear"``; or ``"auto"``: keys, until a state is cheaper
+        (:meth:`explain`).
 
     Raises
     ------
     ValueError
-        If an argument does not fit the others.
+        If a name is unknown, or the kernel may be negative and ``normaliser`` is ``"sum"``.
 
     Examples
     --------
@@ -51,19 +65,72 @@ class Cache:
     True
     """
 
-    def __init__(self, kernel: str | Kernel = "edp", *, normaliser: str = "sum", path: str = "auto") -> None:
-        self.kernel, self.normaliser, self.path = get(kernel), normaliser, path
+    def __init__(self, kernel: str | Kernel = "edp", *, normaliser: str = "sum", path: str = "auto",
+                 kind: str = "auto") -> None:
+        self.kernel, self.normaliser, self.path, self._asked = get(kernel), normaliser, path, kind
         check_normaliser(self.kernel, normaliser)
-        choose(Call(self.kernel, normaliser), path)
+        if path != "auto" and path not in PATHS:
+            raise ValueError(f"no path is called {path!r} (known: auto, {', '.join(PATHS)})")
+        if kind not in ("auto", "keys", "state"):
+            raise ValueError(f"kind must be 'auto', 'keys' or 'state', not {kind!r}")
         self._length = 0
         self._keys: Tensor | None = None        # (..., capacity, d)
         self._values: Tensor | None = None      # (..., capacity, d_v)
         self._visible: Tensor | None = None     # (..., capacity, 1), or None while all keys are visible
         self._bias: Tensor | None = None        # (..., capacity, 1): of the softmax form, if it leaves k as it is
+        self._state: RecurrentState | None = None
+        self._state_from: float = math.inf      # number of keys
 
     def __len__(self) -> int:
         """Number of keys appended, hidden ones among them."""
         return self._length
+
+    @property
+    def kind(self) -> str:
+        """What is held: ``"keys"`` or ``"state"``."""
+        return "keys" if self._state is None else "state"
+
+    @property
+    def size(self) -> int:
+        """How many numbers are held, in all."""
+        if self._state is not None:
+            return self._state.size
+        return sum(x[..., :self._length, :].numel() for x in (self._keys, self._values, self._bias) if x is not None)
+
+    def explain(self) -> str:
+        """What is held, and until when, in a line."""
+        held = f"kind {self.kind!r}: {self.size:,} numbers for {self._length:,} keys"
+        if self._state is not None:
+            return f"{held}; as many for any number of keys"
+        if self._asked == "keys":
+            return f"{held}; a state was not to be held"
+        if self._keys is None:
+            return f"{held}; what to hold is decided at the first key"
+        if (why := self._no_state(self._keys.shape[-1], self._values.shape[-1])) is not None:
+            return f"{held}; no state: {why}"
+        return f"{held}; a state is cheaper from {self._state_from:,} keys on"
+
+    def _no_state(self, d: int, d_v: int) -> str | None:
+        """Why there can be no state, or None."""
+        if self.path not in ("auto", "linear"):
+            return f"it takes path 'auto' or 'linear', and the path is {self.path!r}"
+        return no_state(Call(self.kernel, self.normaliser, d=d, d_v=d_v, mask="keys"))
+
+    def _least_for_state(self, k: Tensor, v: Tensor) -> float:
+        """From how many keys on a state is to be held; raise if what was asked for cannot serve such keys."""
+        d, d_v = k.shape[-1], v.shape[-1]
+        choose(Call(self.kernel, self.normaliser, d=d, d_v=d_v, mask="keys"), self.path)
+        why = None if self._asked == "keys" else self._no_state(d, d_v)
+        if self._asked == "state" and why is not None:
+            raise ValueError(f"kind='state' cannot serve {self.kernel!r}: {why}; kind='keys' can")
+        if self._asked == "keys" or why is not None:
+            return math.inf
+        # Features that define the kernel would be computed anew for all keys at every step.
+        if self._asked == "state" or self.path == "linear" or isinstance(self.kernel, FeatureKernel):
+            return 0
+        problems = max(1, math.prod(k.shape[:-2]))
+        state = int(self.kernel.feature_dimension(d)) * (d_v + 1)
+        return math.ceil((STATE_FACTOR * state + STATE_START / problems) / (d + d_v))
 
     @property
     def keys(self) -> Float[Tensor, "*batch m d"] | None:
@@ -97,10 +164,19 @@ class Cache:
         TypeError
             If a dtype does not fit.
         ValueError
-            If a shape or a device does not fit, or a gradient is required.
+            If a shape or a device does not fit, a gradient is required, or the path or kind asked for cannot serve
+            the kernel.
         """
         self._check_new(k, v, visible)
+        self._decide(k, v, rows=0)
+        self._append(k, v, visible)
+
+    def _append(self, k: Tensor, v: Tensor, visible: Tensor | None) -> None:
         start, rows = self._length, k.shape[-2]
+        self._length = start + rows
+        if self._state is not None:
+            self._state.append(k, v, visible)
+            return
         if start == 0 or self._bias is not None:
             bias = self._key_bias(k)
             self._bias = None if bias is None else _put(self._bias, start, bias)
@@ -111,13 +187,28 @@ class Cache:
             shape = (*self._visible.shape[:-2], rows, 1)
             new = self._visible.new_ones(shape) if visible is None else visible[..., None]
             self._visible = _put(self._visible, start, new)
-        self._length = start + rows
+
+    def _decide(self, k: Tensor | None, v: Tensor | None, rows: int) -> None:
+        """Replace the keys by a state if that is cheaper now, or will be after so many rows more."""
+        if self._state is not None:
+            return
+        if self._length == 0 and k is not None:
+            self._state_from = self._least_for_state(k, v)
+        if self._state_from > self._length + (rows if self._length else 0):
+            return                              # without any keys yet, the first rows are a full pass
+        state = RecurrentState(self.kernel, self.normaliser)
+        if self._length:
+            state.append(self.keys, self.values, self.visible)
+        self._state, self._keys, self._values, self._visible, self._bias = state, None, None, None, None
 
     def _key_bias(self, k: Tensor) -> Tensor | None:
         """The logits' terms that depend on the key alone, kept where that spares a single query some work."""
-        if self.path != "auto" or self.normaliser in ("none", "count") or k.dtype.itemsize < 4 \
+        if self.path != "auto" or self.normaliser in ("none", "count") \
                 or not has_softmax_form(self.kernel, k.shape[-1]):
             return None
+        if k.dtype.itemsize < 4:
+            with torch.autocast(k.device.type, enabled=False):
+                return self._key_bias(k.float())
         form = softmax_form(self.kernel, k[..., :0, :], k)
         return None if form.key_bias is None or form.k is not k else form.key_bias[..., None]
 
@@ -131,7 +222,7 @@ class Cache:
         q : Tensor
             ``(..., n, d)``.
         k, v, visible : Tensor, optional
-            As in :meth:`append`, which is called first.
+            As in :meth:`append`; they come first.
         causal : bool
             Whether a query sees only the keys up to its own position, the last query aligned with the last key.
 
@@ -143,27 +234,43 @@ class Cache:
         Raises
         ------
         TypeError, ValueError
-            As in :meth:`append`; also if the cache is empty.
+            As in :meth:`append`; also if the cache is empty, or it holds a state, ``causal`` is true, and the queries
+            are not as many as the keys given.
         """
         if (k is None) != (v is None) or k is None and visible is not None:
             raise ValueError("k and v go together, and visible goes with them")
         if k is not None:
-            self.append(k, v, visible)
+            self._check_new(k, v, visible)
+        if not causal or q.shape[-2] == (1 if k is None else k.shape[-2]):      # else a state could not tell
+            self._decide(k, v, rows=q.shape[-2])
+        if self._state is not None:
+            out = self._state.attend(q, k, v, visible=visible, causal=causal)
+            self._length += 0 if k is None else k.shape[-2]
+            return out
+        if k is not None:
+            self._append(k, v, visible)
         self._check_queries(q)
         return self._by_keys(q, causal)
 
     def _by_keys(self, q: Tensor, causal: bool) -> Tensor:
         keys, values = self.keys, self.values
         mask = None if self._visible is None else self._visible[..., :self._length, :].mT
-        if q.shape[-2] == 1 and self.path == "auto" and q.dtype.itemsize >= 4:
-            if self._bias is None:
-                return _weights(q, keys, self.kernel, mask, False, self.normaliser) @ values
-            form = softmax_form(self.kernel, q, keys[..., :0, :])
-            logits = (form.q * form.scale) @ keys.mT + self._bias[..., :self._length, :].mT
-            return _softmax(logits, mask) @ values
+        if q.shape[-2] == 1 and self.path == "auto":
+            if q.dtype.itemsize >= 4:
+                return self._row(q, keys, values, mask)
+            with torch.autocast(q.device.type, enabled=False):
+                return self._row(q.float(), keys.float(), values.float(), mask).to(q.dtype)
         options = {"mask": mask, "causal": causal, "dropout": 0.0, "normaliser": self.normaliser}
         chosen = choose(Call.of(q, keys, values, self.kernel, **options), self.path)
         return PATHS[chosen].compute(q, keys, values, self.kernel, **options)
+
+    def _row(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention from one query, in at least float32."""
+        if self._bias is None:
+            return _weights(q, keys, self.kernel, mask, False, self.normaliser) @ values
+        form = softmax_form(self.kernel, q, keys[..., :0, :])
+        logits = (form.q * form.scale) @ keys.mT + self._bias[..., :self._length, :].mT
+        return _softmax(logits, mask) @ values
 
     def select(self, index: Int[Tensor, " rows"]) -> None:
         """Keep these rows of the first axis, in this order; one may be kept several times.
@@ -178,6 +285,8 @@ class Cache:
         ValueError
             If the keys have no leading axis.
         """
+        if self._state is not None:
+            self._state.select(index)
         if self._keys is None:
             return
         if self._keys.ndim < 3:
@@ -200,10 +309,12 @@ class Cache:
         Raises
         ------
         ValueError
-            If it is not.
+            If it is not, or a state is held, from which no key can be taken away.
         """
         if not 0 <= length <= self._length:
             raise ValueError(f"length must be from 0 to {self._length}, the number of keys held, not {length}")
+        if self._state is not None and length < self._length:
+            raise ValueError("a state does not know its keys apart, so none can be forgotten; kind='keys' keeps them")
         self._length = length
 
     def _check_new(self, k: Tensor, v: Tensor, visible: Tensor | None) -> None:

@@ -123,9 +123,19 @@ class KernelAttention(nn.Module):
             ws = self.in_proj_weight.chunk(3)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), ws, biases, strict=True))
 
-    def new_cache(self) -> Cache:
-        """An empty cache of keys and values, for the argument ``cache`` of the module."""
-        return Cache(self.kernel, normaliser=self.normaliser, path=self.path)
+    def new_cache(self, kind: str = "auto") -> Cache:
+        """An empty cache of keys and values, for the argument ``cache`` of the module.
+
+        Parameters
+        ----------
+        kind : str
+            As in :class:`kernelbook.attention.Cache`.
+
+        Returns
+        -------
+        Cache
+        """
+        return Cache(self.kernel, normaliser=self.normaliser, path=self.path, kind=kind)
 
     def forward(self, query: Tensor, key: Tensor | None, value: Tensor | None, key_padding_mask: Tensor | None = None,
                 need_weights: bool = True, attn_mask: Tensor | None = None, average_attn_weights: bool = True,
