@@ -15,10 +15,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .. import features
+from .. import features, kernels
 from ..debugging import check_finite
 from ..features import LIMIT, FeatureKernel, FeatureMap
 from ..kernels import Kernel, get
@@ -28,7 +29,7 @@ from .definition import check_mask, check_normaliser
 __all__ = ["linear", "does", "refusal", "drawback", "crossover", "RecurrentState"]
 
 #: How many features a chunk may hold: about what stays in a core's cache.
-CHUNK = 2 ** 19
+CHUNK = 2 ** 18
 
 
 # ------------------------------------------------------------------------------------------------- the choice
@@ -74,6 +75,148 @@ def crossover(kernel: Kernel, d: int, causal: bool = False) -> int:
     return 2 * int(kernel.feature_dimension(d))
 
 
+# ------------------------------------------------------------------------------------------------- features of rows
+
+class _Rows:
+    """The features of the rows of an array, and the gradient of the rows from that of their features."""
+
+    def __init__(self, phi: FeatureMap, logs: bool = False) -> None:
+        self.phi, self.logs = phi, logs
+        self.dimension = phi.dimension
+
+    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+        """The features; where they are known by logarithms, these less ``top``, or less the largest of the row."""
+        if not self.logs:
+            return self.phi._features(x)
+        logs = self.phi.log(x)
+        return (logs - (logs.detach().amax(-1, keepdim=True) if top is None else top)).exp()
+
+    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+        """The gradient of the rows."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            f = self.of(x, top)
+            return torch.autograd.grad(f, x, grad)[0] if f.requires_grad else torch.zeros_like(x)
+
+
+class _EluRows(_Rows):
+    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+        return x.clamp(max=0).exp() + x.relu()
+
+    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+        return grad * f.clamp(max=1)
+
+
+class _DistanceRows(_Rows):
+    r"""(|q|^2, 1, -2 q) and (s, s |k|^2, s k), with the scale s."""
+
+    def __init__(self, scale: float | None, of_keys: bool) -> None:
+        self.scale, self.of_keys, self.logs = scale, of_keys, False
+
+    def dimension(self, d: int) -> int:
+        return d + 2
+
+    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+        square = x.square().sum(-1, keepdim=True)
+        if not self.of_keys:
+            return torch.cat((square, torch.ones_like(square), -2 * x), -1)
+        s = _number(self.scale, x)
+        return torch.cat((torch.full_like(square, s), s * square, s * x), -1)
+
+    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+        if not self.of_keys:
+            return 2 * (x * grad[..., :1] - grad[..., 2:])
+        return _number(self.scale, x) * (2 * x * grad[..., 1:2] + grad[..., 2:])
+
+
+class _PolynomialRows(_Rows):
+    r"""Features of :math:`a_0+a_1\,s\,q\cdot k+a_2(s\,q\cdot k)^2`, the factors with the keys.
+
+    The quadratic ones are products of a coordinate of a block and one of the same block or a later one: contiguous
+    pieces, of which none is gathered.  Within a block a product is there twice; else the keys have a factor 2.
+    """
+
+    BLOCK = 16
+
+    def __init__(self, scale: float | None, a: tuple[float, float, float], of_keys: bool) -> None:
+        self.scale, self.a, self.of_keys, self.logs = scale, a, of_keys, False
+
+    def dimension(self, d: int) -> int:
+        squares = sum(min(self.BLOCK, d - i) * (d - i) for i in range(0, d, self.BLOCK))
+        return bool(self.a[0]) + d * bool(self.a[1]) + squares * bool(self.a[2])
+
+    def _factors(self, x: Tensor) -> tuple[float, float, float]:
+        s = _number(self.scale, x)
+        return (self.a[0], self.a[1] * s, self.a[2] * s * s) if self.of_keys else (1.0, 1.0, 1.0)
+
+    def _second(self, x: Tensor, start: int) -> Tensor:
+        """The second factors of the products with a block."""
+        c, stop = self._factors(x)[2], start + self.BLOCK
+        if not self.of_keys:
+            return x[..., start:]
+        return torch.cat((c * x[..., start:stop], 2 * c * x[..., stop:]), -1)
+
+    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+        a, factors = self.a, self._factors(x)
+        pieces = [torch.full_like(x[..., :1], factors[0])] if a[0] else []
+        pieces += [factors[1] * x] if a[1] else []
+        if a[2]:
+            for start in range(0, x.shape[-1], self.BLOCK):
+                first, second = x[..., start:start + self.BLOCK], self._second(x, start)
+                pieces.append((first[..., :, None] * second[..., None, :]).flatten(-2))
+        return torch.cat(pieces, -1)
+
+    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+        d, factors, out, at = x.shape[-1], self._factors(x), torch.zeros_like(x), int(bool(self.a[0]))
+        if self.a[1]:
+            out += factors[1] * grad[..., at:at + d]
+            at += d
+        if self.a[2]:
+            for start in range(0, d, self.BLOCK):
+                stop = min(start + self.BLOCK, d)
+                size = (stop - start) * (d - start)
+                g = grad[..., at:at + size].unflatten(-1, (stop - start, d - start))
+                at += size
+                first, second = x[..., start:stop], self._second(x, start)
+                out[..., start:stop] += (g * second[..., None, :]).sum(-1)
+                both = (first[..., None, :] @ g).squeeze(-2)
+                out[..., start:stop] += factors[2] * both[..., :stop - start]
+                out[..., stop:] += (1 + self.of_keys) * factors[2] * both[..., stop - start:]
+        return out
+
+
+def _number(scale: float | None, x: Tensor) -> float:
+    return x.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _polynomial(kernel: Kernel) -> tuple[float, float, float] | None:
+    """The coefficients of a polynomial of degree 2 or less, or None."""
+    kind = type(kernel)
+    if kind is kernels.Linear:
+        return 0.0, 1.0, 0.0
+    if kind is kernels.Quadratic:
+        return 0.0, 0.0, 1.0
+    if kind is kernels.Taylor and kernel.degree <= 2:
+        return ((1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, 0.5))[kernel.degree]
+    if kind is kernels.Polynomial and kernel.degree <= 2:
+        c = kernel.offset
+        return (c, 1.0, 0.0) if kernel.degree == 1 else (c * c, 2 * c, 1.0)
+    return None
+
+
+def _rows(kernel: Kernel, summed: bool) -> tuple[_Rows, _Rows]:
+    """The fastest features of queries and keys."""
+    if type(kernel) is kernels.L2Squared:
+        return _DistanceRows(kernel.scale, False), _DistanceRows(kernel.scale, True)
+    if (a := _polynomial(kernel)) is not None:
+        return _PolynomialRows(kernel.scale, a, False), _PolynomialRows(kernel.scale, a, True)
+    phi, psi = features.pair_of(kernel)
+    if type(phi) is features.EluFeatures:
+        return _EluRows(phi), _EluRows(psi)
+    logs = summed and hasattr(phi, "log")       # then a factor of all features of a query cancels
+    return _Rows(phi, logs), _Rows(psi, logs)
+
+
 # ------------------------------------------------------------------------------------------------- the computation
 
 @dataclass(frozen=True)
@@ -81,121 +224,283 @@ class _How:
     """What is the same for all chunks."""
 
     kernel: Kernel
-    phi: FeatureMap
-    psi: FeatureMap
+    queries: _Rows
+    keys: _Rows
     summed: bool            # whether the row sum divides
     causal: bool
     by_gram: bool           # whether the matrix within a chunk is the kernel's, or that of the features
     rows: int               # rows of a chunk
+    group: int              # problems of the batch that are computed together
     dtype: torch.dtype      # of the computation
 
-    @property
-    def logs(self) -> bool:
-        """Whether features are known by logarithms, so that rows may be divided by their largest."""
-        return self.summed and hasattr(self.phi, "log")
 
-    def queries(self, q: Tensor) -> Tensor:
-        """The features of queries, up to a factor of each query where that cancels."""
-        if self.logs:
-            logs = self.phi.log(q)
-            return (logs - logs.detach().amax(-1, keepdim=True)).exp()
-        return self.phi._features(q)
+@dataclass
+class _State:
+    r"""What is kept of the keys: :math:`S`, ``(B, D, d_v)``, :math:`z`, ``(B, 1, D)``, and the logarithm of what both
+    were divided by, ``(B, 1, 1)``; the last two or one where they are needed."""
 
-    def keys(self, k: Tensor, see: Tensor | None, top: Tensor) -> Tensor:
-        """The features of keys, divided by the exponential of ``top`` where they are known by logarithms."""
-        if self.logs:
-            f = (self.psi.log(k) - top).exp()
-        else:
-            f = self.psi._features(k)
-        return f if see is None else f.masked_fill(~see, 0.0)
+    s: Tensor
+    z: Tensor | None
+    top: Tensor | None
 
-    def top(self, k: Tensor, see: Tensor | None, before: Tensor) -> Tensor:
-        """The largest logarithm of a feature of these keys and those before, ``(B, 1, 1)``."""
-        if not self.logs:
-            return before
-        logs = self.psi.log(k.detach())
+    @classmethod
+    def empty(cls, how: _How, k: Tensor, v: Tensor) -> _State:
+        size, rank, made = v.shape[0], how.keys.dimension(k.shape[-1]), {"dtype": how.dtype, "device": v.device}
+        return cls(torch.zeros(size, rank, v.shape[-1], **made),
+                   torch.zeros(size, 1, rank, **made) if how.summed else None,
+                   torch.full((size, 1, 1), torch.finfo(how.dtype).min, **made) if how.keys.logs else None)
+
+    def __getitem__(self, index: slice) -> _State:
+        return _State(*(x if x is None else x[index] for x in (self.s, self.z, self.top)))
+
+    def raise_top(self, how: _How, k: Tensor, see: Tensor | None) -> None:
+        """Divide by the largest feature of these keys as well, if that is larger."""
+        if self.top is None:
+            return
+        logs = how.keys.phi.log(k.detach())
         if see is not None:
             logs = logs.masked_fill(~see, -torch.inf)
-        return torch.maximum(before, logs.amax((-2, -1), keepdim=True))
+        top = torch.maximum(self.top, logs.amax((-2, -1), keepdim=True))
+        self.s = self.s * (self.top - top).exp()
+        self.z = self.z * (self.top - top).exp()
+        self.top = top
 
-    def moved(self, state: Tensor, top: Tensor, higher: Tensor) -> Tensor:
-        """The state, divided by the exponential of another reference."""
-        return state * (top - higher).exp() if self.logs else state
-
-    def values(self, v: Tensor) -> Tensor:
-        """The values, with a column of ones where the row sum is wanted."""
-        return torch.cat((v, torch.ones_like(v[..., :1])), -1) if self.summed else v
-
-    def within(self, q: Tensor, k: Tensor, fq: Tensor, fk: Tensor, see: Tensor | None) -> Tensor:
-        """The matrix of a chunk, causal."""
-        w = self.kernel.gram(q, k) if self.by_gram else fq @ fk.transpose(-1, -2)
-        if self.by_gram and see is not None:
-            w = w.masked_fill(~see.transpose(-1, -2), 0.0)
-        return w.tril()
+    def add(self, f: Tensor, v: Tensor) -> None:
+        """Take in keys with these features, and their values."""
+        if torch.is_grad_enabled():
+            self.s = torch.baddbmm(self.s, f.mT, v)
+        else:
+            self.s.baddbmm_(f.mT, v)
+        if self.z is not None:
+            self.z = self.z + f.sum(-2, keepdim=True)
 
 
-def _absorb(how: _How, k: Tensor, v: Tensor, see: Tensor | None, state: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-    """The state and its reference after these keys and values as well."""
+def _part(x: Tensor | None, start: int, rows: int, dtype: torch.dtype | None = None) -> Tensor | None:
+    x = None if x is None else x[..., start:start + rows, :]
+    return x if dtype is None else x.to(dtype)
+
+
+def _keys(how: _How, k: Tensor, see: Tensor | None, top: Tensor | None) -> Tensor:
+    f = how.keys.of(k, top)
+    return f if see is None else f.masked_fill(~see, 0.0)
+
+
+def _absorb(how: _How, k: Tensor, v: Tensor, see: Tensor | None, state: _State) -> None:
+    """Take in keys and values."""
     for start in range(0, k.shape[-2], how.rows):
-        stop = start + how.rows
-        kc, s = k[..., start:stop, :].to(how.dtype), None if see is None else see[..., start:stop, :]
-        higher = how.top(kc, s, top)
-        fk = how.keys(kc, s, higher)
-        vc = how.values(v[..., start:stop, :].to(how.dtype))
-        state, top = how.moved(state, top, higher) + fk.transpose(-1, -2) @ vc, higher
-    return state, top
+        kc, vc = (_part(x, start, how.rows, how.dtype) for x in (k, v))
+        s = _part(see, start, how.rows)
+        state.raise_top(how, kc, s)
+        state.add(_keys(how, kc, s, state.top), vc)
 
 
-def _read(how: _How, q: Tensor, state: Tensor) -> Tensor:
-    """What queries that see all keys of the state get, with their row sums."""
-    parts = [how.queries(x.to(how.dtype)) @ state for x in q.split(how.rows, -2)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
-
-
-def _follow(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, state: Tensor, top: Tensor,
-            ) -> tuple[Tensor, Tensor, Tensor]:
-    """What queries get that see the keys of the state, and of these as many as there are queries up to them."""
-    out = []
+def _read(how: _How, q: Tensor, state: _State) -> tuple[Tensor, Tensor | None]:
+    """What queries get that see all keys of the state, and their row sums."""
+    out, totals = [], []
     for start in range(0, q.shape[-2], how.rows):
-        stop = start + how.rows
-        qc, kc, vc = (x[..., start:stop, :].to(how.dtype) for x in (q, k, v))
-        s = None if see is None else see[..., start:stop, :]
-        higher = how.top(kc, s, top)
-        state, top = how.moved(state, top, higher), higher
-        fq, fk, vc = how.queries(qc), how.keys(kc, s, top), how.values(vc)
-        out.append(fq @ state + how.within(qc, kc, fq, fk, s) @ vc)
-        state = state + fk.transpose(-1, -2) @ vc
-    return out[0] if len(out) == 1 else torch.cat(out, -2), state, top
+        f = how.queries.of(_part(q, start, how.rows, how.dtype), None)
+        out.append(f @ state.s)
+        totals.append(None if state.z is None else (f * state.z).sum(-1, keepdim=True))
+    return _joined(out), _joined(totals)
 
 
-def _empty(how: _How, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before the first key, and its reference."""
-    state = v.new_zeros((v.shape[0], how.psi.dimension(k.shape[-1]), v.shape[-1] + how.summed), dtype=how.dtype)
-    return state, v.new_full((v.shape[0], 1, 1), torch.finfo(how.dtype).min, dtype=how.dtype)
+def _follow(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, state: _State
+            ) -> tuple[Tensor, Tensor | None]:
+    """What queries get that see the keys of the state, and of these as many as there are queries up to them."""
+    out, totals = [], []
+    for start in range(0, q.shape[-2], how.rows):
+        qc, kc, vc = (_part(x, start, how.rows, how.dtype) for x in (q, k, v))
+        s = _part(see, start, how.rows)
+        state.raise_top(how, kc, s)
+        fq, fk = how.queries.of(qc, None), _keys(how, kc, s, state.top)
+        w = _within(how, qc, kc, fq, fk, s)
+        out.append(torch.baddbmm(fq @ state.s, w, vc))
+        totals.append(None if state.z is None else (fq * state.z).sum(-1, keepdim=True) + w.sum(-1, keepdim=True))
+        state.add(fk, vc)
+    return _joined(out), _joined(totals)
 
 
-def _divide(how: _How, o: Tensor) -> Tensor:
-    """By the row sums, if they are there."""
-    if not how.summed:
-        return o
-    o, total = o[..., :-1], o[..., -1:]
-    return o / torch.where(total == 0, torch.inf, total)
+def _within(how: _How, q: Tensor, k: Tensor, fq: Tensor, fk: Tensor, see: Tensor | None) -> Tensor:
+    """The matrix of a chunk, causal."""
+    if not how.by_gram:
+        return (fq @ fk.mT).tril()
+    w = how.kernel.gram(q, k).tril()
+    return w if see is None else w.masked_fill(~see.mT, 0.0)
 
 
-def _run(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None) -> Tensor:
-    """Attention of ``(B, n, d)``, ``(B, m, d)``, ``(B, m, d_v)`` with visible keys ``(B or 1, m, 1)``."""
-    n, m = q.shape[-2], k.shape[-2]
-    state, top = _empty(how, k, v)
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    return parts[0] if len(parts) == 1 or parts[0] is None else torch.cat(parts, -2)
+
+
+def _inverse(total: Tensor) -> Tensor:
+    """1 over the row sum, and 0 where that is 0."""
+    return 1 / torch.where(total == 0, torch.inf, total)
+
+
+def _forward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, state: _State
+             ) -> tuple[Tensor, Tensor | None]:
+    """Attention of ``(B, n, d)``, ``(B, m, d)``, ``(B, m, d_v)`` with visible keys ``(B or 1, m, 1)``, and 1 over the
+    row sums; the state becomes that of the keys which all queries see.  Causal calls have no more queries than keys."""
+    first = _first(how, q, k)
+    _absorb(how, k[:, :first], v[:, :first], _part(see, 0, first), state)
+    if how.causal:
+        later = _State(state.s.clone(), state.z, state.top)
+        out, total = _follow(how, q, k[:, first:], v[:, first:], None if see is None else see[:, first:], later)
+    else:
+        out, total = _read(how, q, state)
+    return (out, None) if total is None else (out * (inverse := _inverse(total)), inverse)
+
+
+def _first(how: _How, q: Tensor, k: Tensor) -> int:
+    """How many keys all queries see."""
+    return k.shape[-2] - how.causal * q.shape[-2]
+
+
+def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, out: Tensor, inverse: Tensor | None,
+              state: _State, grad: Tensor, wanted: tuple[bool, bool, bool]) -> list[Tensor | None]:
+    """The gradients of queries, keys and values; the features are computed again, a chunk at a time.
+
+    The state runs forward once more, for the queries; its own gradient runs backward, for keys and values.
+    """
+    first, rows, wide = _first(how, q, k), how.rows, how.dtype
+    dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) if yes else None
+                  for x, yes in zip((q, k, v), wanted, strict=True))
+    back = _State(torch.zeros_like(state.s), None if state.z is None else torch.zeros_like(state.z), state.top)
+    if how.summed:      # of the sums before they are divided, and of what divides them
+        grad = grad * inverse
+        d_total = -(grad * out).sum(-1, keepdim=True)
+    else:
+        d_total = None
+
+    def of_features(sums: Tensor, start: int) -> Tensor:
+        """The gradient of queries' features, from the state they met."""
+        f = _part(grad, start, rows) @ sums.s.mT
+        return f if d_total is None else f.addcmul_(_part(d_total, start, rows), sums.z)
+
+    def of_keys(start: int, size: int, more=None) -> None:
+        """The gradients of keys and values, from that of the state which they entered, and further ones."""
+        kc, vc, s = _part(k, start, size, wide), _part(v, start, size, wide), _part(see, start, size)
+        f = _keys(how, kc, s, back.top)
+        if dv is not None:
+            dv[:, start:start + size] += f @ back.s
+        if dk is not None:
+            df = vc @ back.s.mT
+            df = df if back.z is None else df.add_(back.z)
+            df = df if more is None else df.add_(more)
+            df = df if s is None else df.masked_fill_(~s, 0.0)
+            dk[:, start:start + size] += how.keys.back(kc, f, df, back.top)
+
+    def of_state(f: Tensor, start: int) -> None:
+        """Add to the gradient of the state what these queries' features give."""
+        back.s.baddbmm_(f.mT, _part(grad, start, rows))
+        if d_total is not None:
+            back.z += (f * _part(d_total, start, rows)).sum(-2, keepdim=True)
+
+    def of_weights(a: int, vc: Tensor, s: Tensor | None) -> Tensor:
+        """The gradient of a chunk's matrix."""
+        dw = _part(grad, a, rows) @ vc.mT
+        dw = (dw if d_total is None else dw.add_(_part(d_total, a, rows))).tril_()
+        return dw if s is None else dw.masked_fill_(~s.mT, 0.0)
+
     if not how.causal:
-        state, _ = _absorb(how, k, v, see, state, top)
-        return _divide(how, _read(how, q, state))
-    blind, first = max(n - m, 0), max(m - n, 0)         # queries before the first key, keys that all queries see
-    if first:
-        state, top = _absorb(how, k[:, :first], v[:, :first], None if see is None else see[:, :first], state, top)
-    out, _, _ = _follow(how, q[:, blind:], k[:, first:], v[:, first:], None if see is None else see[:, first:],
-                        state, top)
-    out = _divide(how, out)
-    return torch.cat((out.new_zeros(out.shape[0], blind, out.shape[-1]), out), -2) if blind else out
+        for start in range(0, q.shape[-2], rows):
+            qc = _part(q, start, rows, wide)
+            f = how.queries.of(qc, None)
+            if dq is not None:
+                dq[:, start:start + rows] = how.queries.back(qc, f, of_features(state, start), None)
+            if dk is not None or dv is not None:
+                of_state(f, start)
+    else:
+        starts, tops, run = range(0, q.shape[-2], rows), [], _State(state.s.clone(), state.z, state.top)
+        for start in starts:
+            a, b, size = start, first + start, min(rows, q.shape[-2] - start)
+            qc, kc, vc = _part(q, a, size, wide), _part(k, b, size, wide), _part(v, b, size, wide)
+            s = _part(see, b, size)
+            run.raise_top(how, kc, s)
+            tops.append(run.top)
+            fk = _keys(how, kc, s, run.top)
+            if how.by_gram:
+                with torch.enable_grad():
+                    qg, kg = qc.detach().requires_grad_(), kc.detach().requires_grad_()
+                    w = how.kernel.gram(qg, kg)
+                gq, gk = torch.autograd.grad(w, (qg, kg), of_weights(a, vc, s))
+                if dk is not None:
+                    dk[:, b:b + size] = gk
+                if dv is not None:
+                    w = w.detach().tril()
+                    dv[:, b:b + size] = (w if s is None else w.masked_fill(~s.mT, 0.0)).mT @ _part(grad, a, size)
+            if dq is not None:
+                fq, df = how.queries.of(qc, None), of_features(run, a)
+                df = df if how.by_gram else df.baddbmm_(of_weights(a, vc, s), fk)
+                dq[:, a:a + size] = how.queries.back(qc, fq, df, None)
+                if how.by_gram:
+                    dq[:, a:a + size] += gq
+            run.add(fk, vc)
+        if dk is not None or dv is not None:
+            for start, top in zip(reversed(starts), reversed(tops), strict=True):
+                a, b, size = start, first + start, min(rows, q.shape[-2] - start)
+                if top is not None and start != starts[-1]:
+                    back.s *= (top - back.top).exp()
+                    back.z = back.z if back.z is None else back.z * (top - back.top).exp()
+                back.top, more = top, None
+                fq = how.queries.of(_part(q, a, size, wide), None)
+                if not how.by_gram:
+                    kc, vc, s = _part(k, b, size, wide), _part(v, b, size, wide), _part(see, b, size)
+                    more = of_weights(a, vc, s).mT @ fq
+                    if dv is not None:
+                        dv[:, b:b + size] = (fq @ _keys(how, kc, s, top).mT).tril_().mT @ _part(grad, a, size)
+                of_keys(b, size, more)
+                of_state(fq, a)
+            if state.top is not None:
+                back.s *= (state.top - back.top).exp()
+                back.z = back.z if back.z is None else back.z * (state.top - back.top).exp()
+                back.top = state.top
+    if dk is not None or dv is not None:
+        for start in range(0, first, rows):
+            of_keys(start, min(rows, first - start))
+    return [dq, dk, dv]
+
+
+class _Linear(torch.autograd.Function):
+    """Linear attention that keeps its inputs, its output and the state, and computes the features again."""
+
+    @staticmethod
+    def forward(ctx, how, q, k, v, see):
+        out = torch.empty(*q.shape[:-1], v.shape[-1], dtype=how.dtype, device=q.device)
+        kept = []
+        for g in _groups(how, q):
+            state = _State.empty(how, k[g], v[g])
+            out[g], inverse = _forward(how, q[g], k[g], v[g], _of(see, g), state)
+            kept += [inverse, state.s, state.z, state.top]
+        ctx.how = how
+        ctx.save_for_backward(q, k, v, see, out, *kept)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        how, (q, k, v, see, out, *kept) = ctx.how, ctx.saved_tensors
+        wanted = ctx.needs_input_grad[1:4]
+        if torch.is_grad_enabled():         # a gradient of this gradient is asked for: by torch's own rules then
+            inputs = [x for x, yes in zip((q, k, v), wanted, strict=True) if yes]
+            again, _ = _forward(how, q, k, v, see, _State.empty(how, k, v))
+            given = iter(torch.autograd.grad(again, inputs, grad, create_graph=True, materialize_grads=True))
+            return None, *(next(given) if yes else None for yes in wanted), None
+        grads = [torch.empty_like(x) if yes else None for x, yes in zip((q, k, v), wanted, strict=True)]
+        for number, g in enumerate(_groups(how, q)):
+            inverse, s, z, top = kept[4 * number:4 * number + 4]
+            new = _backward(how, q[g], k[g], v[g], _of(see, g), out[g], inverse, _State(s, z, top), grad[g], wanted)
+            for x, y in zip(grads, new, strict=True):
+                if x is not None:
+                    x[g] = y
+        return None, *grads, None
+
+
+def _groups(how: _How, q: Tensor) -> list[slice]:
+    return [slice(i, i + how.group) for i in range(0, q.shape[0], how.group)]
+
+
+def _of(see: Tensor | None, g: slice) -> Tensor | None:
+    return see if see is None or see.shape[0] == 1 else see[g]
 
 
 def linear(
@@ -219,32 +524,38 @@ def linear(
     if mask is not None:
         lead = batch if mask.ndim > 2 else ()
         see = mask.expand(*lead, 1, m).reshape(math.prod(lead), m, 1)
-    q, k, v = (x.expand(*batch, *x.shape[-2:]).reshape(math.prod(batch), *x.shape[-2:]) for x in (q, k, v))
-    out = _run(how, q, k, v, see)
+    blind = max(n - m, 0) if causal else 0      # queries before the first key
+    q, k, v = (x.expand(*batch, *x.shape[-2:]).reshape(math.prod(batch), *x.shape[-2:])
+               for x in (q[..., blind:, :], k, v))
+    if torch.compiler.is_compiling():
+        out, _ = _forward(how, q, k, v, see, _State.empty(how, k, v))
+    else:
+        out = _Linear.apply(how, q, k, v, see)
     if normaliser == "count":
-        out = out / _counts(n, m, see, causal, out).clamp_min(1)
+        out = out / _counts(n - blind, m, see, causal, out).clamp_min(1)
+    out = F.pad(out, (0, 0, blind, 0)) if blind else out
     return out.reshape(*batch, n, v.shape[-1]).to(q.dtype)
 
 
 def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:
-    phi, psi = features.pair_of(kernel)
+    summed = normaliser not in ("none", "count")
+    queries, keys = _rows(kernel, summed)
     d = q.shape[-1]
-    rank = phi.dimension(d)
-    by_gram = not isinstance(kernel, FeatureKernel) and rank > 2 * d + 2
-    rows = max(16, min(128 if causal else 1024, CHUNK // rank))
-    return _How(kernel, phi, psi, normaliser not in ("none", "count"), causal, by_gram, rows,
-                torch.promote_types(q.dtype, torch.float32))
+    rank = queries.dimension(d)
+    rows = max(128, min(128 if causal else 512, CHUNK // rank // 64 * 64))
+    group = max(1, CHUNK // (rows * rank))
+    by_gram = type(queries) is not _DistanceRows and not isinstance(kernel, FeatureKernel) and rank > 2 * d
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return _How(kernel, queries, keys, summed, causal, by_gram, rows, group, dtype)
 
 
 def _counts(n: int, m: int, see: Tensor | None, causal: bool, like: Tensor) -> Tensor:
     """How many keys each query sees, ``(B or 1, n or 1, 1)``."""
     if not causal:
         return like.new_full((1, 1, 1), m) if see is None else see.sum(-2, keepdim=True).to(like)
-    last = torch.arange(m - n, m, device=like.device)           # the last key that each may see
     if see is None:
-        return (last + 1).clamp_min(0).to(like)[None, :, None]
-    sums = torch.nn.functional.pad(see.cumsum(-2), (0, 0, 1, 0))
-    return sums[..., (last + 1).clamp_min(0), :].to(like)
+        return torch.arange(m - n + 1, m + 1, device=like.device).to(like)[None, :, None]
+    return see.cumsum(-2)[..., m - n:, :].to(like)
 
 
 # ------------------------------------------------------------------------------------------------- decoding
@@ -285,8 +596,7 @@ class RecurrentState:
                              "the keys, and serves every kernel")
         self._length = 0
         self._batch: tuple[int, ...] = ()
-        self._state: Tensor | None = None       # (B, D, d_v) or, with the row sums, (B, D, d_v + 1)
-        self._top: Tensor | None = None         # (B, 1, 1): the logarithm of what the state was divided by
+        self._state: _State | None = None       # its axis B is the product of the leading axes
         self._seen: Tensor | None = None        # (B, 1, 1): number of visible keys, where the normaliser counts them
 
     def __len__(self) -> int:
@@ -296,7 +606,8 @@ class RecurrentState:
     @property
     def size(self) -> int:
         """How many numbers are held."""
-        return sum(x.numel() for x in (self._state, self._top, self._seen) if x is not None)
+        held = () if self._state is None else (self._state.s, self._state.z, self._state.top, self._seen)
+        return sum(x.numel() for x in held if x is not None)
 
     def append(self, k: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d_v"],
                visible: Bool[Tensor, "*#batch n"] | None = None) -> None:
@@ -357,8 +668,7 @@ class RecurrentState:
         self._check(q=q)
         how = _how(self.kernel, q, False, self.normaliser)
         with torch.no_grad():
-            out = _divide(how, _read(how, self._flat(q), self._state))
-            return self._shaped(out if self._seen is None else out / self._seen.clamp_min(1), q)
+            return self._shaped(*_read(how, self._flat(q), self._state), self._seen, q)
 
     def select(self, index: Int[Tensor, " rows"]) -> None:
         """Keep these rows of the first axis, in this order; one may be kept several times.
@@ -377,10 +687,11 @@ class RecurrentState:
             return
         if not self._batch:
             raise ValueError("the keys had no leading axis to select from")
-        for name in ("_state", "_top", "_seen"):
-            if (x := getattr(self, name)) is not None:
-                setattr(self, name, x.unflatten(0, self._batch).index_select(0, index).flatten(0, len(self._batch) - 1))
-        self._batch = (len(index), *self._batch[1:])
+        def chosen(x: Tensor | None) -> Tensor | None:
+            return x if x is None else x.unflatten(0, self._batch).index_select(0, index).flatten(0, -3)
+
+        self._state = _State(chosen(self._state.s), chosen(self._state.z), chosen(self._state.top))
+        self._seen, self._batch = chosen(self._seen), (len(index), *self._batch[1:])
 
     def _take(self, q: Tensor | None, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor | None:
         """Append; and return what queries get that are as many, each with its own key the last that it sees."""
@@ -395,30 +706,32 @@ class RecurrentState:
             if self._state is None:
                 self._batch, self._like = tuple(k.shape[:-2]), k.new_empty(0)
                 self._width = {"q": k.shape[-1], "k": k.shape[-1], "v": v.shape[-1]}
-                self._state, self._top = _empty(how, self._flat(k), self._flat(v))
+                self._state = _State.empty(how, self._flat(k), self._flat(v))
                 if self.normaliser == "count":
-                    self._seen = torch.zeros_like(self._top)
-            new = visible is not None and self._flat(visible.expand(k.shape[:-1])[..., None])
-            see = None if visible is None else new
-            seen = torch.ones_like(self._flat(k)[..., :1], dtype=how.dtype) if see is None else see.to(how.dtype)
-            k, v = self._flat(k), self._flat(v)
+                    self._seen = torch.zeros_like(self._state.s[:, :1, :1])
+            if k.shape[-2] == 0:
+                return None if q is None else torch.zeros_like(v)
+            see = None if visible is None else self._flat(visible.expand(k.shape[:-1])[..., None])
+            k, v, counts = self._flat(k), self._flat(v), None
             self._length += k.shape[-2]
-            if q is None:
-                self._state, self._top = _absorb(how, k, v, see, self._state, self._top)
-            else:
-                out, self._state, self._top = _follow(how, self._flat(q), k, v, see, self._state, self._top)
-                out = _divide(how, out)
             if self._seen is not None:
-                counts = self._seen + seen.cumsum(-2)
-                out = None if q is None else out / counts.clamp_min(1)
-                self._seen = counts[:, -1:] if counts.shape[-2] else self._seen
-            return None if q is None else self._shaped(out, q)
+                new = torch.ones_like(k[..., :1]) if see is None else see
+                counts = self._seen + new.cumsum(-2).to(how.dtype)
+                self._seen = counts[:, -1:]
+            if q is None:
+                return _absorb(how, k, v, see, self._state)
+            return self._shaped(*_follow(how, self._flat(q), k, v, see, self._state), counts, q)
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(math.prod(self._batch), *x.shape[-2:])
 
-    def _shaped(self, x: Tensor, q: Tensor) -> Tensor:
-        return x.reshape(*self._batch, *x.shape[-2:]).to(q.dtype)
+    def _shaped(self, out: Tensor, total: Tensor | None, counts: Tensor | None, q: Tensor) -> Tensor:
+        """Divided, and with the leading axes."""
+        if total is not None:
+            out = out * _inverse(total)
+        if counts is not None:
+            out = out / counts.clamp_min(1)
+        return out.reshape(*self._batch, *out.shape[-2:]).to(q.dtype)
 
     def _check(self, **given: Tensor) -> None:
         check_finite(**given)
