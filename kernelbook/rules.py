@@ -155,6 +155,10 @@ def _make(name: str, *args: Node) -> Node:
             return 1.0
         case ("-", 0.0, x) | ("*", -1.0, x) | ("*", x, -1.0):
             return _make("neg", x)
+        case ("+", x, ("neg", y)):
+            return _make("-", x, y)
+        case ("-", x, ("neg", y)):
+            return _make("+", x, y)
         case ("/", x, 0.0):
             raise ValueError(f"{_show(x)} is divided by 0")
     return (name, *args)
@@ -380,9 +384,7 @@ def _differentiate(node: Node, variable: str) -> Node:
     inner = [_differentiate(a, variable) for a in args]
     for argument, partial in zip(inner, _OPERATIONS[name].partials(*args), strict=False):    # an exponent has none
         if argument != 0.0:
-            term = _make("*", partial, argument)
-            negative = isinstance(term, tuple) and term[0] == "neg" and total != 0.0
-            total = _make("-", total, term[1]) if negative else _make("+", total, term)
+            total = _make("+", total, _make("*", partial, argument))
     return total
 
 
@@ -399,8 +401,10 @@ def _write(node: Node, lines: list[str], names: dict[Node, str]) -> str:
                 f"{args[1]!r} * {_write_power(f'tl.where({base} == 0, 1.0, {base})', args[1] - 1, lines)})")
         else:
             text = _OPERATIONS[name].triton.format(*(_write(a, lines, names) for a in args))
-        lines.append(f"t{len(lines)} = {text}")
-        names[node] = f"t{len(lines) - 1}"
+        if not text.isidentifier():
+            lines.append(f"t{len(lines)} = {text}")
+            text = f"t{len(lines) - 1}"
+        names[node] = text
     return names[node]
 
 
@@ -409,12 +413,13 @@ def _write_power(base: str, p: float, lines: list[str]) -> str:
         return f"tl.sqrt({base})" if p > 0 else f"1.0 / tl.sqrt({base})"
     if p != int(p) or abs(p) > 64:
         return f"tl.exp({p!r} * tl.log({base}))"
-    factors = []
-    for bit in reversed(bin(int(abs(p)))[2:]):         # by squaring
-        if bit == "1":
+    factors, bits = [], int(abs(p))
+    while bits:                                        # by squaring
+        if bits % 2:
             factors.append(base)
-        lines.append(f"t{len(lines)} = {base} * {base}")
-        base = f"t{len(lines) - 1}"
+        if bits := bits // 2:
+            lines.append(f"t{len(lines)} = {base} * {base}")
+            base = f"t{len(lines) - 1}"
     product = " * ".join(factors)
     return product if p > 0 else f"1.0 / ({product})"
 
