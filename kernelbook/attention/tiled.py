@@ -182,7 +182,7 @@ class _Coordinates:
             for l, (a, b) in enumerate(zip(rows, columns, strict=True)):        # noqa: E741
                 torch.sub(b, a, out=sign)
                 sign.sign_().mul_(grad)
-                torch.add(of_q, sign.sum(-1), out=dq[..., l])
+                dq[..., l] = of_q + sign.sum(-1)        # not out=: a compiler could not trace that
                 dk[:, l].add_(of_k).sub_(sign.sum(-2))
             return
         in_q, in_k = _derivatives(self.rule)
