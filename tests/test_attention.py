@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import kernelbook
 from kernelbook import kernels
 from kernelbook.attention import NORMALISERS, PATHS, KernelAttention, attend, dispatch, explain, weights
-from kernelbook.kernels import EDP, RBF, Constant, DirectSum, Linear, Quadratic, TensorProduct
+from kernelbook.kernels import EDP, RBF, Constant, Coordinatewise, DirectSum, Linear, Quadratic, TensorProduct
 
 EVERY = [*(kernels.get(name) for name in kernels.available()), RBF(bandwidth=0.8), EDP() + Quadratic(), -Linear(),
          EDP() * RBF(), TensorProduct(EDP(), RBF(), 1), DirectSum(EDP(), RBF(), 1), Linear().exp()]
@@ -111,6 +111,13 @@ SEEN = {
     "nothing": lambda n, m: {"mask": torch.zeros(n, m, dtype=torch.bool)},
 }
 SIZES = [(5, 5), (3, 7), (7, 3), (1, 6), (6, 1), (1, 1), (0, 4), (4, 0), (70, 130)]
+LONG = (150, 300)       # more than a tile, and than a chunk
+MORE = [*(kernels.get(name) for name in ("elu", "positive_features", "fourier_features", "quadrature_features")),
+        Coordinatewise("max(q, k) - abs(q)"), Coordinatewise("abs(q - k)", "identity", non_negative=True),
+        Coordinatewise("(q - k)**2", "sqrt"), 2.0 * EDP(), RBF() * Constant(2.0), Quadratic() * EDP(),
+        (-kernels.L2Squared(scale=0.1)).exp(), (Quadratic(scale=0.1) + Linear()).exp(),
+        TensorProduct(Quadratic(), Linear(), 2), DirectSum(Linear(), kernels.L2Squared(), 2),
+        Quadratic() + kernels.L2Squared()]
 
 
 def plain(x):
@@ -172,14 +179,20 @@ def errors(got: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     return error / largest if largest else error
 
 
-@pytest.mark.parametrize("kernel", EVERY, ids=repr)
+def fitting(kernel) -> str:
+    """The plainest normaliser of a kernel; by points() the sums of those of finite rank are not near 0."""
+    return "sum" if kernel.normalisable else "abs-sum" if math.isinf(kernel.feature_dimension(4)) else "signed-sum"
+
+
+@pytest.mark.parametrize("kernel", EVERY + MORE, ids=repr)
 def test_every_path_is_the_exact_one_forward_and_backward(kernel):
     """Each path, on all that may be seen, sizes and layouts: outputs and all gradients to 1e-12 of the largest value;
     where it refuses, it says so with its name, the reason, and what would serve."""
-    normaliser, layouts = "sum" if kernel.normalisable else "abs-sum", itertools.cycle(LAYOUTS)
-    for (what, seen), (n, m) in itertools.product(SEEN.items(), SIZES):
+    layouts = itertools.cycle(LAYOUTS)
+    for (what, seen), (n, m) in [*itertools.product(SEEN.items(), SIZES),
+                                 ((last := "keys, causal", SEEN[last]), LONG)]:
         problem = [lie(x) for lie, x in zip(next(layouts), points(kernel, n, m), strict=True)]
-        options = seen(n, m) | {"normaliser": normaliser}
+        options = seen(n, m) | {"normaliser": fitting(kernel)}
         expected, plan = with_gradients(*problem, kernel, path="exact", **options), explain(*problem, kernel, **options)
         for path in ("auto", *PATHS):
             if path in plan.refused:
@@ -190,7 +203,7 @@ def test_every_path_is_the_exact_one_forward_and_backward(kernel):
                 assert error <= 1e-12, (path, what, n, m, error)
 
 
-@pytest.mark.parametrize("kernel", EVERY, ids=repr)
+@pytest.mark.parametrize("kernel", EVERY + MORE, ids=repr)
 def test_every_path_is_the_exact_one_for_every_normaliser(kernel):
     problem = points(kernel, 6, 9)
     for normaliser, (what, seen) in itertools.product(NORMALISERS, SEEN.items()):
@@ -260,11 +273,42 @@ def test_explain_says_what_attend_does(monkeypatch):
         plan = explain(q, k, v, kernel, **options)
         taken.clear()
         attend(q, k, v, kernel, **options)
-        assert taken == [plan.path] and plan.path not in plan.refused
-        assert plan.path in str(plan) and all(why in str(plan) for why in plan.refused.values())
-        if path == "auto":
+        assert taken == [plan.path] and plan.path not in plan.refused | plan.passed_over
+        reasons = plan.refused | plan.passed_over
+        assert len(reasons) == len(plan.refused) + len(plan.passed_over)
+        assert plan.path in str(plan) and all(f"not {name!r}: {why}" in str(plan) for name, why in reasons.items())
+        if path == "auto":          # the first path that has no reason against it
+            assert plan.path == next(name for name in PATHS if name not in reasons)
             assert plan.path == ("fused" if type(kernel) in (EDP, RBF) and normaliser not in ("none", "count")
                                  else "exact")
+
+
+@pytest.mark.parametrize(("kernel", "length", "options", "path"), [
+    ("edp", 256, {}, "fused"),
+    ("rbf", 2048, {"causal": True}, "fused"),
+    (EDP() * RBF(), 256, {"mask": "pairs"}, "fused"),
+    (EDP() + RBF(), 2048, {}, "tiled"),
+    ("exponentiated_intersection", 512, {"mask": "pairs"}, "tiled"),
+    ("exponentiated_intersection", 4, {}, "exact"),
+    ("l2", 512, {"dropout": 0.1}, "tiled"),
+    (Coordinatewise("abs(q - k)", "identity", non_negative=True), 512, {}, "tiled"),
+    ("elu", 2048, {}, "linear"),
+    ("elu", 2048, {"mask": "keys", "causal": True}, "linear"),
+    ("elu", 2048, {"mask": "pairs"}, "tiled"),
+    ("elu", 2048, {"dropout": 0.1}, "tiled"),
+    ("l2_squared", 2048, {}, "linear"),
+    ("quadratic", 512, {}, "tiled"),            # 2,080 features
+    ("quadratic", 16384, {}, "linear"),
+    ("rbf", 2048, {"normaliser": "none"}, "tiled"),
+])
+def test_auto_takes_the_quickest_path(kernel, length, options, path):
+    """In single precision, with 8 heads of width 64; nothing is computed."""
+    x = torch.empty(8, length, 64)
+    shape = {"keys": (1, length), "pairs": (length, length)}.get(options.get("mask"))
+    mask = torch.ones(1, 1, dtype=torch.bool).expand(shape) if shape else None
+    plan = explain(x, x, x, kernel, **(options | {"mask": mask}))
+    assert plan.path == path, plan
+    assert all(len(why) > 20 for why in (plan.refused | plan.passed_over).values())
 
 
 # ------------------------------------------------------------------------- what must hold of any attention
@@ -522,11 +566,14 @@ def test_module_dropout_and_empty_rows():
     assert "RBF" in repr(module)
 
 
-def test_attention_compiles_whole():
-    q, k, v = draw(0, (2, 5, 4), (2, 5, 4), (2, 5, 4))
-    for kernel in (RBF(), kernels.Taylor()):
-        compiled = torch.compile(attend, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(q, k, v, kernel, causal=True), attend(q, k, v, kernel, causal=True))
+@pytest.mark.parametrize(("kernel", "path"), [("rbf", "auto"), ("taylor", "auto"), ("elu", "linear"),
+                                             ("exponentiated_intersection", "tiled")])
+def test_attention_compiles_whole(kernel, path):
+    kernel, qkv = kernels.get(kernel), [x.requires_grad_() for x in draw(0, *[(2, 5, 4)] * 3)]
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    outputs = [function(*qkv, kernel, causal=True, path=path) for function in (compiled, attend)]
+    torch.testing.assert_close(*outputs)
+    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), qkv) for out in outputs))
 
 
 # ------------------------------------------------------------------------- theory, part 1C
