@@ -143,11 +143,14 @@ def pieces_of(kernel, cache, pieces, visible=None, seed=0):
 @pytest.mark.parametrize("normaliser", ["signed-sum", "count", "none"])
 def test_a_state_gives_the_same_answer(kernel, normaliser):
     visible = torch.rand((2, 1, 14), generator=torch.Generator().manual_seed(0)) < 0.7
+    sizes = set()
     for pieces, see in itertools.product(([1] * 14, [6, 1, 1, 3, 3], [14]), (None, visible)):
         cache = Cache(kernel, normaliser=normaliser, kind="state")
         close(*pieces_of(kernel, cache, pieces, see))
         assert cache.kind == "state" and len(cache) == 14 and cache.keys is cache.values is cache.visible is None
-    assert cache.size < 2 * 3 * (kernel.feature_dimension(4) * 3 + 3)
+        sizes.add(cache.size)
+    cache.append(*draw(1, (2, 3, 50, 4), (2, 3, 50, 2)))
+    assert sizes == {cache.size} and cache.size <= 2 * 3 * (2 * kernel.feature_dimension(4) * 3 + 3)
 
 
 def test_a_state_is_held_where_it_is_cheaper(monkeypatch):

@@ -30,7 +30,7 @@ _FIRST_ROWS = 16
 
 #: A state replaces keys and values that are this many times as many numbers, and so many more.  Measured on a CPU: a
 #: step reads and writes the state and computes features, which costs more than reading as many keys.
-STATE_FACTOR, STATE_START = 4, 2 ** 20
+STATE_FACTOR, STATE_START = 3, 2 ** 19
 
 
 class Cache:
