@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .. import kernels
 from ..kernels import EDP, RBF, Kernel
+from . import flex
 from .call import Call
 from .definition import visible_keys
 from .reductions import SoftmaxForm, has_softmax_form, softmax_form
@@ -47,11 +48,27 @@ def does(call: Call) -> str:
 
 def refusal(call: Call) -> str | None:
     """Why the fused path cannot serve a call, or None if it can."""
-    if not has_softmax_form(call.kernel, call.d):
-        return f"{call.kernel!r} has no reduction to a softmax of inner products here"
     if call.normaliser in ("none", "count"):
         return f"it divides by the row sum, and the normaliser is {call.normaliser!r}"
-    return None
+    if has_softmax_form(call.kernel, call.d):
+        return None
+    return flex.refusal(call) if type(call.kernel) in flex.KERNELS else _no_softmax(call.kernel, call.d)
+
+
+def _no_softmax(kernel: Kernel, d: int) -> str:
+    kind = type(kernel)
+    if kind is kernels.Scaled and kernel.factor > 0:
+        return _no_softmax(kernel.base, d)
+    if kind in (kernels.Product, kernels.TensorProduct):
+        widths = (d, d) if kind is kernels.Product else (kernel.split, d - kernel.split)
+        parts = zip((kernel.first, kernel.second), widths, strict=True)
+        return next((_no_softmax(part, width) for part, width in parts if not has_softmax_form(part, width)),
+                    f"{kernel!r} needs a width of more than {d}")
+    if kind in (kernels.Sum, kernels.DirectSum):
+        return f"{kernel!r} is a sum, whose logarithm is no inner product; (a + b).exp() is a softmax where a.exp() is"
+    if kind is kernels.Exponential and kernel.base.feature_dimension(d) < math.inf:
+        return f"at width {d} the features of the exponent of {kernel!r} are unknown or too many for a softmax of them"
+    return f"{kernel!r} is not known to be a softmax of inner products; kernelbook.attention.reductions.register tells"
 
 
 def drawback(call: Call) -> str | None:
@@ -78,6 +95,8 @@ def fused(
     n, m, d_v = q.shape[-2], k.shape[-2], v.shape[-1]
     if n == 0 or m == 0:
         return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
+    if not has_softmax_form(kernel, q.shape[-1]):
+        return flex.attention(q, k, v, kernel, mask=mask, causal=causal)
     form = softmax_form(kernel, q, k)
     if form.scale < 0:                          # torch hides keys before it scales the logits
         form = replace(form, q=-form.q, scale=-form.scale)
@@ -142,8 +161,9 @@ def _bias_as_coordinates(form: SoftmaxForm) -> SoftmaxForm:
 #: A tile of the backward pass has at most about so many numbers: it stays in the cache.
 _TILE = 2 ** 17
 
-#: And is at most so many queries wide.
+#: It is at most so many queries wide, and has so many keys, at least and at most (or all there are).
 _COLUMNS = 4096
+_ROWS = (128, 256)
 
 
 def _takes_bias(q: Tensor, batch: int) -> bool:
@@ -167,9 +187,21 @@ class _Biased(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        return *_backward(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, ctx.needs_input_grad), None, None, None
+        needed = tuple(ctx.needs_input_grad[:4])
+        return *_BiasedGradient.apply(grad, *ctx.saved_tensors, ctx.causal, ctx.scale, needed), None, None, None
+
+
+class _BiasedGradient(torch.autograd.Function):
+    """The gradient of :class:`_Biased`, a function of its own so that a second derivative meets an error."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        return _backward(*arguments)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("the fused path has no second derivatives; use path='exact'")
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, causal: bool,
@@ -211,12 +243,12 @@ def _backward(grad, q, k, v, bias, mask, out, lse, causal, scale, needed):
     A tile has keys for rows: then no large matrix product has to transpose it.
     """
     (b, h, n, d), m = q.shape, k.shape[-2]
-    needs_q, needs_k, needs_v, needs_bias, *_ = needed
+    needs_q, needs_k, needs_v, needs_bias = needed
     dq, dk, dv, db = (q.new_empty(b, h, *shape) for shape in ((n, d), (m, d), (m, d), (m,)))
     log2 = 1 / math.log(2)                      # powers of 2 are quicker than powers of e
     lse, bias = lse * -log2, bias.squeeze(-2) * log2
     columns = min(n, _COLUMNS)
-    rows = min(m, 256, max(128, _TILE // columns))
+    rows = min(m, _ROWS[1], max(_ROWS[0], _TILE // columns))
     together = max(1, _TILE // (rows * columns))                # problems in a tile: some heads of one batch, or
     bs, hs = min(b, max(1, together // h)), min(h, together)    # all heads of some batches
     tiles = q.new_empty(2, bs * hs * rows * columns)            # new ones each time would cost a tenth more
@@ -262,4 +294,4 @@ def _backward(grad, q, k, v, bias, mask, out, lse, causal, scale, needed):
             if needs_bias:
                 dbs[:, j:end] = g.sum(-1) if not more else dbs[:, j:end] + g.sum(-1)
         dq[some][:, :, i:stop] = dqs.mT.unflatten(0, heads)
-    return tuple(x if needs else None for x, needs in zip((dq, dk, dv, db.unsqueeze(-2)), needed, strict=False))
+    return tuple(x if needs else None for x, needs in zip((dq, dk, dv, db.unsqueeze(-2)), needed, strict=True))

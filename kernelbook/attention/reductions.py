@@ -43,7 +43,7 @@ class SoftmaxForm:
     k : Tensor
         :math:`k'`, ``(..., m, d')``.  The width may be 0, for a kernel that is a function of the key.
     scale : float
-        :math:`c`, of either sign.
+        :math:`c`, of either sign but not 0.
     key_bias : Tensor, optional
         :math:`b`, ``(..., m)``, in at least float32; None stands for zeros.
     """
@@ -210,10 +210,11 @@ def _side_by_side(a: SoftmaxForm, b: SoftmaxForm) -> SoftmaxForm:
     """The form whose logits are those of ``a`` plus those of ``b``."""
     bias = a.key_bias if b.key_bias is None else b.key_bias if a.key_bias is None else a.key_bias + b.key_bias
     if a.q is b.q and a.k is b.k:
-        return SoftmaxForm(a.q, a.k, a.scale + b.scale, bias)
-    if b.scale == 0 or b.q.shape[-1] == 0:
+        together = a.scale + b.scale
+        return SoftmaxForm(a.q, a.k, together, bias) if together else replace(_nothing(a.q, a.k), key_bias=bias)
+    if b.q.shape[-1] == 0:
         return replace(a, key_bias=bias)
-    if a.scale == 0 or a.q.shape[-1] == 0:
+    if a.q.shape[-1] == 0:
         return replace(b, key_bias=bias)
     ratio = b.scale / a.scale
     return SoftmaxForm(torch.cat((a.q, b.q if ratio == 1 else b.q * ratio), -1), torch.cat((a.k, b.k), -1), a.scale,
