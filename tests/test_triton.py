@@ -57,6 +57,7 @@ CASES = {
         dict(mask=some(2, 1, 1, 18) & torch.tensor([True, False])[:, None, None, None])),
     "one mask for all": (L2Squared(), dict(n=18, m=5, d=1, d_v=2, batch=(2,), ties=True), dict(mask=some(1, 18, 1))),
     "distance": (L2(), dict(n=20, m=18, d=5, d_v=4, ties=True), dict(causal=True)),
+    "root of 0": (Coordinatewise("max(q * k, 0)", link="sqrt"), dict(n=9, m=7, d=2, d_v=2, ties=True), {}),
     "signed": (Intersection(), dict(n=9, m=17, d=5, d_v=4), dict(normaliser="signed-sum")),
     "far scores": (Coordinatewise("-abs(q - k)", scale=60.0), dict(n=9, m=17, d=5, d_v=4, ties=True), {}),
     "every function": (Coordinatewise(EVERY_FUNCTION), dict(n=18, m=17, d=2, d_v=2, ties=True), {}),
@@ -175,13 +176,10 @@ def test_older_gpus_and_a_missing_triton_are_named(gpu, monkeypatch):
 def test_the_kernels_compile_for_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert "TRITON_INTERPRET" not in os.environ         # the interpreted kernels of the other tests left nothing behind
-    kernels = compiled(coordinate_form(EI, 16), d=16, d_v=16, dtype=torch.bfloat16, causal=True, masked=True)
-    for name, kernel in kernels.items():
+    kernels = compiled(coordinate_form(EI, 16), d=16, d_v=16, dtype=torch.bfloat16, causal=True, masked=True,
+                       tiles=Tiles(2, 4, 16, 8))
+    for kernel in kernels.values():
         ptx = kernel.asm["ptx"]
-        assert ".target sm_90" in ptx and len(kernel.asm["cubin"]) > 10_000
-        # 64 pairs of a thread, four coordinates at once: one minimum each, and no pair's sum leaves the registers
-        assert len(re.findall(r"min\.NaN\.f32", ptx)) == 256, name
-        assert kernel.metadata.shared < 48 * 1024
-    # for each pair the derivative is a saturated multiply-add rather than comparisons
-    assert all(len(re.findall(r"(?:cvt|fma)\S*\.sat|min\.f32", kernels[name].asm["ptx"])) >= 64
-               for name in ("queries", "keys"))
+        assert ".target sm_90" in ptx and kernel.asm["cubin"] and kernel.metadata.shared < 48 * 1024
+        # the 16 pairs of a thread, four coordinates at once: one minimum for each, and no more
+        assert len(re.findall(r"min\.NaN\.f32", ptx)) == 64
