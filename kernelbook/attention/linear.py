@@ -80,30 +80,48 @@ def crossover(kernel: Kernel, d: int, causal: bool = False) -> int:
 class _Rows:
     """The features of the rows of an array, and the gradient of the rows from that of their features."""
 
-    def __init__(self, phi: FeatureMap, logs: bool = False) -> None:
-        self.phi, self.logs = phi, logs
+    logs = False            # whether the features are known by their logarithms, and a factor of a query's cancels
+
+    def __init__(self, phi: FeatureMap) -> None:
+        self.phi = phi
         self.dimension = phi.dimension
 
-    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
-        """The features; where they are known by logarithms, these less ``top``, or less the largest of the row."""
-        if not self.logs:
-            return self.phi._features(x)
-        logs = self.phi.log(x)
-        return (logs - (logs.detach().amax(-1, keepdim=True) if top is None else top)).exp()
+    def of(self, x: Tensor) -> Tensor:
+        """The features, or their logarithms."""
+        return self.phi._features(x)
 
-    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
         """The gradient of the rows."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            f = self.of(x, top)
+            f = self.of(x)
             return torch.autograd.grad(f, x, grad)[0] if f.requires_grad else torch.zeros_like(x)
 
 
+class _LogRows(_Rows):
+    """Positive features; ``of`` gives their logarithms, and ``back`` wants the features."""
+
+    logs = True
+
+    def of(self, x: Tensor) -> Tensor:
+        return self.phi.log(x)
+
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
+        root, g = math.sqrt(_number(self.phi.scale, x)), grad * f
+        return (g @ self.phi._nodes(x)[0] - g.sum(-1, keepdim=True) * (root * x)).mul_(root)
+
+
+class _FourierRows(_Rows):
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
+        (f_cos, f_sin), (g_cos, g_sin) = f.chunk(2, -1), grad.chunk(2, -1)
+        return (g_sin * f_cos).addcmul_(g_cos, f_sin, value=-1) @ self.phi.frequencies(x)
+
+
 class _EluRows(_Rows):
-    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+    def of(self, x: Tensor) -> Tensor:
         return x.clamp(max=0).exp() + x.relu()
 
-    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
         return grad * f.clamp(max=1)
 
 
@@ -111,19 +129,19 @@ class _DistanceRows(_Rows):
     r"""(|q|^2, 1, -2 q) and (s, s |k|^2, s k), with the scale s."""
 
     def __init__(self, scale: float | None, of_keys: bool) -> None:
-        self.scale, self.of_keys, self.logs = scale, of_keys, False
+        self.scale, self.of_keys = scale, of_keys
 
     def dimension(self, d: int) -> int:
         return d + 2
 
-    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+    def of(self, x: Tensor) -> Tensor:
         square = x.square().sum(-1, keepdim=True)
         if not self.of_keys:
             return torch.cat((square, torch.ones_like(square), -2 * x), -1)
         s = _number(self.scale, x)
         return torch.cat((torch.full_like(square, s), s * square, s * x), -1)
 
-    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
         if not self.of_keys:
             return 2 * (x * grad[..., :1] - grad[..., 2:])
         return _number(self.scale, x) * (2 * x * grad[..., 1:2] + grad[..., 2:])
@@ -139,7 +157,7 @@ class _PolynomialRows(_Rows):
     BLOCK = 16
 
     def __init__(self, scale: float | None, a: tuple[float, float, float], of_keys: bool) -> None:
-        self.scale, self.a, self.of_keys, self.logs = scale, a, of_keys, False
+        self.scale, self.a, self.of_keys = scale, a, of_keys
 
     def dimension(self, d: int) -> int:
         squares = sum(min(self.BLOCK, d - i) * (d - i) for i in range(0, d, self.BLOCK))
@@ -156,17 +174,25 @@ class _PolynomialRows(_Rows):
             return x[..., start:]
         return torch.cat((c * x[..., start:stop], 2 * c * x[..., stop:]), -1)
 
-    def of(self, x: Tensor, top: Tensor | None) -> Tensor:
+    def of(self, x: Tensor) -> Tensor:
         a, factors = self.a, self._factors(x)
         pieces = [torch.full_like(x[..., :1], factors[0])] if a[0] else []
         pieces += [factors[1] * x] if a[1] else []
-        if a[2]:
-            for start in range(0, x.shape[-1], self.BLOCK):
-                first, second = x[..., start:start + self.BLOCK], self._second(x, start)
-                pieces.append((first[..., :, None] * second[..., None, :]).flatten(-2))
-        return torch.cat(pieces, -1)
+        pairs = [(x[..., start:start + self.BLOCK, None], self._second(x, start)[..., None, :])
+                 for start in range(0, x.shape[-1], self.BLOCK)] if a[2] else []
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([*pieces, *((first * second).flatten(-2) for first, second in pairs)], -1)
+        out, at = x.new_empty(*x.shape[:-1], self.dimension(x.shape[-1])), 0       # written at once, not copied there
+        for piece in pieces:
+            out[..., at:at + piece.shape[-1]] = piece
+            at += piece.shape[-1]
+        for first, second in pairs:
+            shape = first.shape[-2], second.shape[-1]
+            torch.mul(first, second, out=out[..., at:at + shape[0] * shape[1]].unflatten(-1, shape))
+            at += shape[0] * shape[1]
+        return out
 
-    def back(self, x: Tensor, f: Tensor, grad: Tensor, top: Tensor | None) -> Tensor:
+    def back(self, x: Tensor, f: Tensor, grad: Tensor) -> Tensor:
         d, factors, out, at = x.shape[-1], self._factors(x), torch.zeros_like(x), int(bool(self.a[0]))
         if self.a[1]:
             out += factors[1] * grad[..., at:at + d]
@@ -211,10 +237,10 @@ def _rows(kernel: Kernel, summed: bool) -> tuple[_Rows, _Rows]:
     if (a := _polynomial(kernel)) is not None:
         return _PolynomialRows(kernel.scale, a, False), _PolynomialRows(kernel.scale, a, True)
     phi, psi = features.pair_of(kernel)
-    if type(phi) is features.EluFeatures:
-        return _EluRows(phi), _EluRows(psi)
-    logs = summed and hasattr(phi, "log")       # then a factor of all features of a query cancels
-    return _Rows(phi, logs), _Rows(psi, logs)
+    if summed and hasattr(phi, "log"):
+        return _LogRows(phi), _LogRows(psi)
+    rows = {features.EluFeatures: _EluRows, features.FourierFeatures: _FourierRows}.get(type(phi), _Rows)
+    return rows(phi), rows(psi)
 
 
 # ------------------------------------------------------------------------------------------------- the computation
@@ -253,17 +279,25 @@ class _State:
     def __getitem__(self, index: slice) -> _State:
         return _State(*(x if x is None else x[index] for x in (self.s, self.z, self.top)))
 
-    def raise_top(self, how: _How, k: Tensor, see: Tensor | None) -> None:
-        """Divide by the largest feature of these keys as well, if that is larger."""
-        if self.top is None:
-            return
-        logs = how.keys.phi.log(k.detach())
-        if see is not None:
-            logs = logs.masked_fill(~see, -torch.inf)
-        top = torch.maximum(self.top, logs.amax((-2, -1), keepdim=True))
-        self.s = self.s * (self.top - top).exp()
-        self.z = self.z * (self.top - top).exp()
-        self.top = top
+    def features(self, how: _How, k: Tensor, see: Tensor | None) -> Tensor:
+        """The features of keys.  Where they are known by logarithms, all are divided by the largest so far first."""
+        f = how.keys.of(k)
+        if self.top is not None:
+            logs = f.detach() if see is None else f.detach().masked_fill(~see, -torch.inf)
+            self.move(torch.maximum(self.top, logs.amax((-2, -1), keepdim=True)))
+        return _visible(f, see, self.top)
+
+    def move(self, top: Tensor | None) -> None:
+        """Divide by the exponential of ``top`` instead."""
+        if top is not None:
+            factor = (self.top - top).exp()
+            self.s, self.z, self.top = self.s * factor, self.z * factor, top
+
+    def turn(self, top: Tensor | None) -> None:
+        """As :meth:`move`, for the gradient of a state, which is multiplied by what the state is divided by."""
+        if top is not None:
+            factor = (top - self.top).exp()
+            self.s, self.z, self.top = self.s * factor, self.z * factor, top
 
     def add(self, f: Tensor, v: Tensor) -> None:
         """Take in keys with these features, and their values."""
@@ -280,9 +314,16 @@ def _part(x: Tensor | None, start: int, rows: int, dtype: torch.dtype | None = N
     return x if dtype is None else x.to(dtype)
 
 
-def _keys(how: _How, k: Tensor, see: Tensor | None, top: Tensor | None) -> Tensor:
-    f = how.keys.of(k, top)
+def _visible(f: Tensor, see: Tensor | None, top: Tensor | None) -> Tensor:
+    """The features of keys that may be seen, and zeros for the others."""
+    f = f if top is None else (f - top).exp()
     return f if see is None else f.masked_fill(~see, 0.0)
+
+
+def _queries(how: _How, q: Tensor) -> Tensor:
+    """The features of queries, divided by the largest of each where they are known by logarithms."""
+    f = how.queries.of(q)
+    return (f - f.detach().amax(-1, keepdim=True)).exp() if how.queries.logs else f
 
 
 def _absorb(how: _How, k: Tensor, v: Tensor, see: Tensor | None, state: _State) -> None:
@@ -290,15 +331,14 @@ def _absorb(how: _How, k: Tensor, v: Tensor, see: Tensor | None, state: _State) 
     for start in range(0, k.shape[-2], how.rows):
         kc, vc = (_part(x, start, how.rows, how.dtype) for x in (k, v))
         s = _part(see, start, how.rows)
-        state.raise_top(how, kc, s)
-        state.add(_keys(how, kc, s, state.top), vc)
+        state.add(state.features(how, kc, s), vc)
 
 
 def _read(how: _How, q: Tensor, state: _State) -> tuple[Tensor, Tensor | None]:
     """What queries get that see all keys of the state, and their row sums."""
     out, totals = [], []
     for start in range(0, q.shape[-2], how.rows):
-        f = how.queries.of(_part(q, start, how.rows, how.dtype), None)
+        f = _queries(how, _part(q, start, how.rows, how.dtype))
         out.append(f @ state.s)
         totals.append(None if state.z is None else (f * state.z).sum(-1, keepdim=True))
     return _joined(out), _joined(totals)
@@ -311,8 +351,7 @@ def _follow(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, stat
     for start in range(0, q.shape[-2], how.rows):
         qc, kc, vc = (_part(x, start, how.rows, how.dtype) for x in (q, k, v))
         s = _part(see, start, how.rows)
-        state.raise_top(how, kc, s)
-        fq, fk = how.queries.of(qc, None), _keys(how, kc, s, state.top)
+        fq, fk = _queries(how, qc), state.features(how, kc, s)
         w = _within(how, qc, kc, fq, fk, s)
         out.append(torch.baddbmm(fq @ state.s, w, vc))
         totals.append(None if state.z is None else (fq * state.z).sum(-1, keepdim=True) + w.sum(-1, keepdim=True))
@@ -380,7 +419,7 @@ def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, ou
     def of_keys(start: int, size: int, more=None) -> None:
         """The gradients of keys and values, from that of the state which they entered, and further ones."""
         kc, vc, s = _part(k, start, size, wide), _part(v, start, size, wide), _part(see, start, size)
-        f = _keys(how, kc, s, back.top)
+        f = _visible(how.keys.of(kc), s, back.top)
         if dv is not None:
             dv[:, start:start + size] += f @ back.s
         if dk is not None:
@@ -388,7 +427,7 @@ def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, ou
             df = df if back.z is None else df.add_(back.z)
             df = df if more is None else df.add_(more)
             df = df if s is None else df.masked_fill_(~s, 0.0)
-            dk[:, start:start + size] += how.keys.back(kc, f, df, back.top)
+            dk[:, start:start + size] += how.keys.back(kc, f, df)
 
     def of_state(f: Tensor, start: int) -> None:
         """Add to the gradient of the state what these queries' features give."""
@@ -405,9 +444,9 @@ def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, ou
     if not how.causal:
         for start in range(0, q.shape[-2], rows):
             qc = _part(q, start, rows, wide)
-            f = how.queries.of(qc, None)
+            f = _queries(how, qc)
             if dq is not None:
-                dq[:, start:start + rows] = how.queries.back(qc, f, of_features(state, start), None)
+                dq[:, start:start + rows] = how.queries.back(qc, f, of_features(state, start))
             if dk is not None or dv is not None:
                 of_state(f, start)
     else:
@@ -416,9 +455,8 @@ def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, ou
             a, b, size = start, first + start, min(rows, q.shape[-2] - start)
             qc, kc, vc = _part(q, a, size, wide), _part(k, b, size, wide), _part(v, b, size, wide)
             s = _part(see, b, size)
-            run.raise_top(how, kc, s)
+            fk = run.features(how, kc, s)
             tops.append(run.top)
-            fk = _keys(how, kc, s, run.top)
             if how.by_gram:
                 with torch.enable_grad():
                     qg, kg = qc.detach().requires_grad_(), kc.detach().requires_grad_()
@@ -430,31 +468,27 @@ def _backward(how: _How, q: Tensor, k: Tensor, v: Tensor, see: Tensor | None, ou
                     w = w.detach().tril()
                     dv[:, b:b + size] = (w if s is None else w.masked_fill(~s.mT, 0.0)).mT @ _part(grad, a, size)
             if dq is not None:
-                fq, df = how.queries.of(qc, None), of_features(run, a)
+                fq, df = _queries(how, qc), of_features(run, a)
                 df = df if how.by_gram else df.baddbmm_(of_weights(a, vc, s), fk)
-                dq[:, a:a + size] = how.queries.back(qc, fq, df, None)
+                dq[:, a:a + size] = how.queries.back(qc, fq, df)
                 if how.by_gram:
                     dq[:, a:a + size] += gq
             run.add(fk, vc)
         if dk is not None or dv is not None:
+            back.top = tops[-1]
             for start, top in zip(reversed(starts), reversed(tops), strict=True):
                 a, b, size = start, first + start, min(rows, q.shape[-2] - start)
-                if top is not None and start != starts[-1]:
-                    back.s *= (top - back.top).exp()
-                    back.z = back.z if back.z is None else back.z * (top - back.top).exp()
-                back.top, more = top, None
-                fq = how.queries.of(_part(q, a, size, wide), None)
+                back.turn(top)
+                fq, more = _queries(how, _part(q, a, size, wide)), None
                 if not how.by_gram:
                     kc, vc, s = _part(k, b, size, wide), _part(v, b, size, wide), _part(see, b, size)
                     more = of_weights(a, vc, s).mT @ fq
                     if dv is not None:
-                        dv[:, b:b + size] = (fq @ _keys(how, kc, s, top).mT).tril_().mT @ _part(grad, a, size)
+                        fk = _visible(how.keys.of(kc), s, top)
+                        dv[:, b:b + size] = (fq @ fk.mT).tril_().mT @ _part(grad, a, size)
                 of_keys(b, size, more)
                 of_state(fq, a)
-            if state.top is not None:
-                back.s *= (state.top - back.top).exp()
-                back.z = back.z if back.z is None else back.z * (state.top - back.top).exp()
-                back.top = state.top
+            back.turn(state.top)
     if dk is not None or dv is not None:
         for start in range(0, first, rows):
             of_keys(start, min(rows, first - start))

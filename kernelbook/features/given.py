@@ -244,10 +244,26 @@ class FourierFeatures(_NodeMap):
         _boolean("orthogonal", self.orthogonal, self)
         _positive_or_none("bandwidth", self.bandwidth, self, "d^(1/4)")
 
+    def frequencies(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "D/2 d"]:
+        r"""The frequencies :math:`w_i/\sigma`, in the width, dtype and device of points.
+
+        Parameters
+        ----------
+        x : Tensor
+            Points, ``(..., n, d)``.
+
+        Returns
+        -------
+        Tensor
+            ``(count / 2, d)``.
+        """
+        d = x.shape[-1]
+        draw = _draw(self.count // 2, d, self.seed, self.orthogonal).to(x)
+        return draw * (d ** -0.25 if self.bandwidth is None else 1 / self.bandwidth)
+
     def _features(self, x: Tensor) -> Tensor:
-        wide, d = x.to(torch.promote_types(x.dtype, torch.float32)), x.shape[-1]
-        nodes = _draw(self.count // 2, d, self.seed, self.orthogonal).to(wide)
-        angles = wide @ (nodes * (d ** -0.25 if self.bandwidth is None else 1 / self.bandwidth)).mT
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        angles = wide @ self.frequencies(wide).mT
         return (torch.cat((angles.cos(), angles.sin()), -1) * math.sqrt(2 / self.count)).to(x.dtype)
 
 
