@@ -28,8 +28,8 @@ __all__ = ["Cache"]
 
 _FIRST_ROWS = 16
 
-#: A state replaces keys and values that are this many times as many numbers, and so many more.  Measured on a CPU: a
-#: step reads and writes the state and computes features, which costs more than reading as many keys.
+#: A state is held once the keys and values are this many times as many numbers as it has, and so many more.  Measured
+#: on a CPU: a step reads and writes the state and computes features, which costs more than reading as many keys.
 STATE_FACTOR, STATE_START = 3, 2 ** 19
 
 
