@@ -277,9 +277,11 @@ def test_what_auto_takes():
     assert fused.drawback(plan(RBF())) is fused.drawback(plan(RBF(), n=2, m=2)) is None
     assert "definition" in fused.drawback(plan(EDP() * RBF(), n=4, m=4, d=4, batch=1))
     assert fused.drawback(plan(EDP() * RBF())) is None
-    assert "n x m" in fused.drawback(plan(RBF(), dropout=0.1)) and "n x m" in fused.drawback(plan(EDP(), dropout=0.1))
-    assert fused.drawback(plan(EDP(), dropout=0.1, device="cuda")) is None
-    assert fused.drawback(plan(EDP(), dropout=0.1, n=16, m=16)) is None
+    long = {"n": 2048, "m": 2048, "dropout": 0.1}
+    assert "n x m" in fused.drawback(plan(RBF(), **long)) and "n x m" in fused.drawback(plan(EDP(), **long))
+    assert fused.drawback(plan(EDP(), **long | {"device": "cuda"})) is None
+    assert fused.drawback(plan(EDP(), dropout=0.1)) is None and "n x m" in fused.does(plan(EDP(), dropout=0.1))
+    assert "Flex" in fused.does(plan(Quadratic(), device="cuda"))
 
 
 def test_far_from_the_origin_single_precision_wants_centred_points():

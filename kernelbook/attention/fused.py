@@ -36,14 +36,16 @@ __all__ = ["fused", "does", "refusal", "drawback"]
 #: The kernels without a history of speed leave problems with so many differences of coordinates to the definition.
 _SMALL = 2 ** 16
 
-#: An array of so many weights is no burden.
-_SMALL_ARRAY = 2 ** 20
+#: An array of so many weights is no burden, and quicker than tiles.
+_SMALL_ARRAY = 2 ** 22
 
 
 def does(call: Call) -> str:
     """How the path computes a call."""
-    return ("torch's fused attention on queries and keys in softmax form: no n x m array where torch's backend makes "
-            "none")
+    if not has_softmax_form(call.kernel, call.d):
+        return "FlexAttention, compiled at the first call, with a function of the inner products"
+    array = " (which makes the n x m array here)" if call.dropout and call.device == "cpu" else ""
+    return f"torch's fused attention{array} on queries and keys in softmax form"
 
 
 def refusal(call: Call) -> str | None:
