@@ -92,7 +92,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "*": _Operation(operator.mul, "{0} * {1}", lambda a, b: (b, a)),
     "/": _Operation(operator.truediv, "{0} / {1}",
                     lambda a, b: (_make("/", 1.0, b), _make("neg", _make("/", _make("/", a, b), b)))),
-    "neg": _Operation(operator.neg, "-{0}", lambda a: (-1.0,)),
+    "neg": _Operation(operator.neg, "{0} * -1.0", lambda a: (-1.0,)),       # joins an addition; 0 - x does not
     "**": _Operation(_power, "", _power_partials),
     "slope": _Operation(_slope, "", lambda a, p: (_make("*", p, ("slope", a, p - 1)),)),
     "min": _Operation(_minimum, "tl.minimum({0}, {1}, tl.PropagateNan.ALL)",
@@ -155,6 +155,10 @@ def _make(name: str, *args: Node) -> Node:
             return 1.0
         case ("-", 0.0, x) | ("*", -1.0, x) | ("*", x, -1.0):
             return _make("neg", x)
+        case ("neg", ("-", x, y)):
+            return _make("-", y, x)
+        case ("neg", ("sign", x)):
+            return _make("sign", _make("neg", x))
         case ("+", x, ("neg", y)):
             return _make("-", x, y)
         case ("-", x, ("neg", y)):

@@ -130,7 +130,7 @@ def test_the_triton_source_names_each_part_once():
 def f(q, k):
     t0 = q - k
     t1 = t0 * t0
-    t2 = -t1
+    t2 = t1 * -1.0
     t3 = tl.exp(t2)
     t4 = t3 * t0
     return t4
