@@ -44,8 +44,10 @@ def does(call: Call) -> str:
     """How the path computes a call."""
     if not has_softmax_form(call.kernel, call.d):
         return "FlexAttention, compiled at the first call, with a function of the inner products"
-    array = " (which makes the n x m array here)" if call.dropout and call.device == "cpu" else ""
-    return f"torch's fused attention{array} on queries and keys in softmax form"
+    if call.dropout and call.device == "cpu":
+        return "torch's attention on queries and keys in softmax form: with dropout, on the CPU, an n x m array"
+    return ("torch's fused attention on queries and keys in softmax form: no n x m array where torch's backend makes "
+            "none")
 
 
 def refusal(call: Call) -> str | None:
