@@ -171,7 +171,8 @@ def test_a_state_is_held_where_it_is_cheaper(monkeypatch):
     q, k, v = draw(0, (2, 3, 3, 4), (2, 3, 17, 4), (2, 3, 17, 2))
     cache = Cache(kernel)               # fewer queries than keys come with them: a state could not tell who sees which
     cache.append(k[..., :12, :], v[..., :12, :])
-    close(cache.attend(q, k[..., 12:, :], v[..., 12:, :], causal=True), attend(q, k, v, kernel, causal=True, path="exact"))
+    got = cache.attend(q, k[..., 12:, :], v[..., 12:, :], causal=True)
+    close(got, attend(q, k, v, kernel, causal=True, path="exact"))
     visible = torch.rand((2, 1, 12), generator=torch.Generator().manual_seed(0)) < 0.6
     close(*pieces_of(kernel, Cache(kernel), [1] * 12, visible))
     once = Cache(kernel)                # at first, a pass at once: there is nothing to sum up
