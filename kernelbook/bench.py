@@ -15,13 +15,15 @@ from __future__ import annotations
 import fnmatch
 import functools
 import gc
+import io
 import json
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import warnings
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -32,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from . import attention, kernels
-from .attention import PATHS, KernelAttention, attend
+from . import kernels
+from .attention import PATHS, KernelAttention, attend, compiling
 from .attention.call import Call
 from .attention.dispatch import choose
 from .decoding import greedy
@@ -41,6 +43,7 @@ from .files import FileError, write_whole
 from .kernels import EDP, RBF, Kernel, TensorProduct
 from .models import Transformer, TransformerConfig
 from .results import _version, provenance
+from .rules import coordinate_form
 
 __all__ = ["Setting", "Shape", "Candidate", "Absent", "Block", "Target", "TARGETS", "PEERS", "candidates",
            "interleaved", "peak_bytes", "blocks", "run", "load", "verdicts"]
@@ -63,7 +66,7 @@ class Setting:
     threads : int
         Of torch, on the CPU.
     rounds : int
-        How often all candidates are timed in turn.
+        How often all candidates are timed in turn; those that take long fewer times.
     quick : bool
         Whether small problems and two rounds are enough, to see that everything runs.
     only : tuple of str
@@ -88,7 +91,7 @@ class Setting:
     @property
     def seconds(self) -> tuple[float, float]:
         """The least time of one measurement, and that after which a candidate has had enough rounds."""
-        return (0.01, 0.1) if self.quick else (0.04, 1.5)
+        return (0.01, 0.1) if self.quick else (0.04, 1.0)
 
     def wants(self, *words: object) -> bool:
         """Whether ``only`` lets something of this name through."""
@@ -178,13 +181,13 @@ class Candidate:
 # ------------------------------------------------------------------------- the two instruments
 
 def interleaved(work: dict[str, Callable[[], Any]], unit: str, *, rounds: int = 5, least: float = 0.04,
-                most: float = 4.0, finish: Callable[[], Any] = lambda: None,
+                most: float = 1.0, patient: Container[str] = (), finish: Callable[[], Any] = lambda: None,
                 clock: Callable[[], float] = time.perf_counter) -> dict[str, Row]:
     """Time several functions in turn, each as a ratio to one of them in the same round.
 
-    Every function is called twice first, so that what it makes once is made.  Then one measurement is the median of
-    so many calls that they last ``least`` seconds together.  Every other round goes backwards, and the unit is timed
-    anew wherever its last measurement is older than half a second.
+    Every function is called once first, so that what it makes once is made.  Then one measurement is the median of so
+    many calls that they last ``least`` seconds together.  Every other round goes backwards, and the unit is timed anew
+    wherever its last measurement is older than half a second, or than it takes three times.
 
     Parameters
     ----------
@@ -196,6 +199,8 @@ def interleaved(work: dict[str, Callable[[], Any]], unit: str, *, rounds: int = 
         How often each is measured, unless it has taken ``most`` seconds by then.
     least, most : float
         Seconds.
+    patient : container of str
+        Names of those that get three rounds, however long they take.
     finish : callable
         Waits until all that was asked of the device is done.
     clock : callable
@@ -207,12 +212,12 @@ def interleaved(work: dict[str, Callable[[], Any]], unit: str, *, rounds: int = 
         For each name ``ratio``, ``low``, ``high`` (median, least and largest over the rounds), ``rounds``, and
         ``seconds`` (median); or ``failed``, with the message, where the function raised.
     """
-    calls: dict[str, int] = {}
+    sound: list[str] = []
     found: dict[str, Row] = {}
 
-    def seconds(name: str, repetitions: int) -> float:
-        taken = []
-        for _ in range(repetitions):
+    def seconds(name: str, least: float) -> float:
+        taken: list[float] = []
+        while not taken or sum(taken) < least and len(taken) < 200:
             start = clock()
             work[name]()
             finish()
@@ -221,34 +226,34 @@ def interleaved(work: dict[str, Callable[[], Any]], unit: str, *, rounds: int = 
 
     for name in (unit, *(name for name in work if name != unit)):
         try:
-            seconds(name, 1)
-            calls[name] = max(1, min(200, math.ceil(least / max(seconds(name, 1), 1e-7))))
+            seconds(name, 0.0)
+            sound.append(name)
         except Exception as error:      # whatever a candidate raises, the others are measured
             if name == unit:
                 raise
             found[name] = {"failed": _message(error)}
-    ratios: dict[str, list[float]] = {name: [] for name in calls}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    spent = dict.fromkeys(calls, 0.0)
+    ratios: dict[str, list[float]] = {name: [] for name in sound}
+    times: dict[str, list[float]] = {name: [] for name in sound}
+    spent = dict.fromkeys(sound, 0.0)
     for turn in range(rounds):
         base, when = 0.0, -math.inf
-        others = [name for name in calls if name != unit]
+        others = sound[1:]
         for name in others[::-1] if turn % 2 else others:
-            if turn and spent[name] > most:
+            if turn >= (3 if name in patient else 1) and spent[name] > most:
                 continue
-            if clock() - when > 0.5:
-                base = seconds(unit, calls[unit])
+            if clock() - when > max(0.5, 3 * base):
+                base = seconds(unit, least)
                 times[unit].append(base)
                 when = clock()
             start = clock()
-            t = seconds(name, calls[name])
+            t = seconds(name, least)
             spent[name] += clock() - start
             times[name].append(t)
             ratios[name].append(t / base)
         if not others:
-            times[unit].append(seconds(unit, calls[unit]))
+            times[unit].append(seconds(unit, least))
     ratios[unit] = [1.0] * rounds
-    for name in calls:
+    for name in sound:
         r = ratios[name]
         found[name] = {"ratio": statistics.median(r), "low": min(r), "high": max(r), "rounds": len(r),
                        "seconds": statistics.median(times[name])}
@@ -311,6 +316,10 @@ class _Own:
     exact_to: int = 1 << 20
 
 
+#: The kernels of which every path is measured at any length, and of the others only what ``auto`` takes.
+_IN_FULL = ("edp", "rbf", "exponentiated_intersection", "quadratic")
+
+
 @functools.cache
 def _own(d: int) -> dict[str, _Own]:
     """Every kernel of the library, at width ``d``."""
@@ -343,10 +352,13 @@ def _own_candidates(shape: Shape, compiled: bool) -> Iterator[Candidate]:
         options = {"causal": shape.causal, "normaliser": own.normaliser}
         call = Call(own.kernel, own.normaliser, shape.n, shape.n, shape.d, shape.d, shape.batch * shape.heads,
                     causal=shape.causal, dtype=shape.dtype, device=torch.device(shape.device).type)
+        taken = {choose(replace(call, gradient=gradient)) for gradient in (False, True)}
         for path in PATHS:
             if PATHS[path].refusal(call) is not None:
                 continue
             skipped = None
+            if (shape.n > 512 or shape.causal) and name not in _IN_FULL and path not in taken:
+                skipped = "not what auto takes"
             if path == "exact" and shape.n > own.exact_to:
                 skipped = f"too long for the definition, with n n d = {shape.elements:.1e} in all"
             rank = own.kernel.feature_dimension(shape.d)
@@ -358,8 +370,8 @@ def _own_candidates(shape: Shape, compiled: bool) -> Iterator[Candidate]:
                 {"who": "kernelbook", "kernel": name, "path": path, "group": _group(own.kernel, call)},
                 call=call, skipped=skipped)
             yield candidate
-            if compiled and path == "tiled" and hasattr(attention, "compiling") and candidate.skipped is None:
-                yield replace(candidate, name=f"{name} tiled, compiled", context=attention.compiling,
+            if compiled and path == "tiled" and coordinate_form(own.kernel, shape.d) and candidate.skipped is None:
+                yield replace(candidate, name=f"{name} tiled, compiled", context=compiling,
                               about=candidate.about | {"path": "tiled, compiled"})
 
 
@@ -449,7 +461,7 @@ def _performer(shape: Shape, compiled: bool) -> Iterator[Candidate]:
     module = _need("performer_pytorch.performer_pytorch", "performer-pytorch")
     if shape.causal and torch.device(shape.device).type == "cpu" and shape.n > 512:
         raise Absent("performer-pytorch is without its compiled causal product here, and too slow for this length")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), redirect_stdout(io.StringIO()):       # it prints what it has no compiled code for
         torch.manual_seed(0)
         features = module.FastAttention(shape.d, nb_features=256, causal=shape.causal).to(shape.device)
 
@@ -581,11 +593,11 @@ def _finish(setting: Setting) -> Callable[[], None]:
 
 
 def _timed(setting: Setting, work: dict[str, Callable[[], Any]], unit: str,
-           rounds: int | None = None) -> dict[str, Row]:
+           rounds: int | None = None, patient: Container[str] = ()) -> dict[str, Row]:
     least, most = setting.seconds
     gc.collect()
     return interleaved(work, unit, rounds=min(rounds or setting.rounds, setting.rounds), least=least, most=most,
-                       finish=_finish(setting))
+                       patient=patient, finish=_finish(setting))
 
 
 def _checked(setting: Setting, shape: Shape, which: str, words: str, compiled: bool, note: Note,
@@ -624,7 +636,8 @@ def _attention(setting: Setting, suite: str, shape: Shape, which: str, compiled:
         rows: list[Row] = []
         good = _checked(setting, shape, which, f"{suite} {case}", compiled, note, rows)
         note("timing")
-        found = _timed(setting, {c.name: c.work(which, *shape.tensors()) for c in good}, UNIT) if good else {}
+        work = {c.name: c.work(which, *shape.tensors()) for c in good}
+        found = _timed(setting, work, UNIT, patient=_AIMED_AT) if good else {}
         rows = [{"candidate": c.name, **c.about, **found[c.name]} for c in good] + rows
         return [{"n": shape.n, "d": shape.d, "causal": shape.causal, "pass": which} | row for row in rows]
 
@@ -673,7 +686,7 @@ def _long(setting: Setting, name: str, shapes: list[Shape], which: str) -> Block
             rows.append({"candidate": name, **c.about, "n": shape.n, "d": shape.d, "heads": shape.heads,
                          "causal": shape.causal, "pass": which, "megabytes": size / 1e6})
         note("timing")
-        found = _timed(setting, work, str(shapes[0].n), rounds=3)
+        found = _timed(setting, work, str(shapes[0].n), rounds=3, patient=work)
         for row in rows:
             row |= found[str(row["n"])]
             longer = row["n"] / shapes[0].n
@@ -752,8 +765,8 @@ def _module(setting: Setting, n: int, which: str) -> Block:
             if path == "exact":
                 continue
             modules[name] = module, nullcontext, {"who": "kernelbook", "kernel": name, "path": path}
-            if path == "tiled" and not setting.quick and hasattr(attention, "compiling"):
-                modules[f"{name}, compiled"] = module, attention.compiling, {
+            if path == "tiled" and not setting.quick:
+                modules[f"{name}, compiled"] = module, compiling, {
                     "who": "kernelbook", "kernel": name, "path": "tiled, compiled"}
         modules["torch.nn.MultiheadAttention"] = (nn.MultiheadAttention(512, 8, batch_first=True).to(setting.device),
                                                   nullcontext, {"who": "torch", "kernel": "edp"})
@@ -774,7 +787,8 @@ def _module(setting: Setting, n: int, which: str) -> Block:
         if not _worthwhile(setting, "module", case, wanted):
             return []
         note("timing")
-        found = _timed(setting, {name: work(m, context) for name, (m, context, _) in wanted.items()}, "edp")
+        found = _timed(setting, {name: work(m, context) for name, (m, context, _) in wanted.items()}, "edp",
+                       patient=wanted)
         return [{"candidate": name, **about, "n": n, "pass": which, **found[name]}
                 for name, (_, _, about) in wanted.items()]
 
@@ -790,8 +804,10 @@ class _TorchTranslator(nn.Module):
         self.embedded = Transformer(replace(c, kernel=EDP(), layers=1))     # for its embedding and logits only
         for name in ("encoder", "encoder_norm", "decoder", "decoder_norm"):
             setattr(self.embedded, name, None)
-        self.body = nn.Transformer(c.width, c.heads, c.layers, c.layers, c.feedforward, dropout=c.dropout,
-                                   batch_first=True, norm_first=True)
+        with warnings.catch_warnings():     # that nested tensors do not go with norm_first
+            warnings.simplefilter("ignore", UserWarning)
+            self.body = nn.Transformer(c.width, c.heads, c.layers, c.layers, c.feedforward, dropout=c.dropout,
+                                       batch_first=True, norm_first=True)
         self.pad = c.pad_id
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -840,13 +856,13 @@ def _training(setting: Setting, n: int, batch: int, names: list[str] | None = No
             about = {"who": "kernelbook", "kernel": name, "path": choose(call), "group": _group(own.kernel, call)}
             make = functools.partial(Transformer, replace(config, kernel=own.kernel, normaliser=own.normaliser))
             add(name, about, make)
-            if about["path"] == "tiled" and not setting.quick and hasattr(attention, "compiling"):
-                add(f"{name}, compiled", about | {"path": "tiled, compiled"}, make, attention.compiling)
+            if about["path"] == "tiled" and coordinate_form(own.kernel, 32) and not setting.quick:
+                add(f"{name}, compiled", about | {"path": "tiled, compiled"}, make, compiling)
         add("torch.nn.Transformer", {"who": "torch", "kernel": "edp"}, functools.partial(_TorchTranslator, config))
         if not _worthwhile(setting, "training", case, steps):
             return []
         note("timing")
-        found = _timed(setting, {name: work for name, (work, _) in steps.items()}, "edp")
+        found = _timed(setting, {name: work for name, (work, _) in steps.items()}, "edp", rounds=3, patient=steps)
         return [_per_second({"candidate": name, **about, "n": n, "batch": batch, "pass": "training step",
                              **found[name]}, batch * (n - 1)) for name, (_, about) in steps.items()]
 
@@ -882,7 +898,7 @@ def _decoding(setting: Setting, length: int, batch: int, names: list[str]) -> Bl
         if not _worthwhile(setting, "decoding", case, work):
             return []
         note("timing")
-        found = _timed(setting, work, "edp", rounds=3)
+        found = _timed(setting, work, "edp", rounds=3, patient=work)
         return [_per_second({"candidate": name, **abouts[name], "n": length, "batch": batch, "pass": "decoding",
                              **found[name]}, batch * length) for name in work]
 
@@ -894,17 +910,17 @@ def _accuracy(setting: Setting, n: int) -> Block:
     def measure(note: Note) -> list[Row]:
         rows = []
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            shape = Shape(n, heads=2, device=setting.device, dtype=dtype)
             for name, own in _own(64).items():
-                shape = Shape(n, heads=4, device=setting.device, dtype=dtype)
-                call = Call(own.kernel, own.normaliser, n=n, m=n, d=64, d_v=64, batch=4, dtype=dtype)
-                path = next((p for p in ("fused", "tiled", "linear") if p in PATHS and PATHS[p].refusal(call) is None),
-                            None)
+                call = Call(own.kernel, own.normaliser, n=n, m=n, d=64, d_v=64, batch=2, dtype=dtype)
+                # The fastest that serves it, small as the problem is.
+                path = next((p for p in PATHS if p != "exact" and PATHS[p].refusal(call) is None), None)
                 if path is None or not setting.wants("accuracy", name):
                     continue
                 note(f"{name} in {dtype}")
                 function = functools.partial(attend, kernel=own.kernel, normaliser=own.normaliser, path=path)
                 definition = functools.partial(row_chunks_of, own=own)
-                seeds = range(2 if setting.quick else 5)
+                seeds = range(2 if setting.quick else 3)
                 row = {"candidate": f"{name} {path}", "kernel": name, "path": path, "n": n,
                        "dtype": str(dtype).removeprefix("torch.")}
                 rows.append(row)
@@ -931,7 +947,8 @@ def _errors(function: Attention, definition: Attention, tensors: list[Tensor]) -
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
         out = f(*inputs)
         gradients = torch.autograd.grad(out, inputs, g, allow_unused=True)
-        return out.detach().double(), torch.cat([x.double().flatten() for x in gradients if x is not None])
+        gradients = [torch.zeros_like(x) if y is None else y for x, y in zip(inputs, gradients, strict=True)]
+        return out.detach().double(), torch.cat([x.double().flatten() for x in gradients])
 
     found, wanted = passes(function, *tensors), passes(definition, *(x.double() for x in tensors))
     return tuple(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(found, wanted, strict=True))
@@ -955,7 +972,7 @@ def blocks(setting: Setting) -> list[Block]:
     for n in (128,) if quick else (128, 512, 2048):
         found += [_attention(setting, "attention", replace(shape, n=n), which, not quick and n > 128)
                   for which in PASSES]
-    for n in () if quick else (512, 2048):
+    for n in () if quick else (2048,):
         found += [_attention(setting, "causal", replace(shape, n=n, causal=True), which, True) for which in PASSES]
     found.append(_memory(setting, replace(shape, n=128 if quick else 2048), not quick))
     for n in (128,) if quick else (512, 2048):
@@ -963,19 +980,18 @@ def blocks(setting: Setting) -> list[Block]:
     found.append(_training(setting, *(16, 2, ["edp", "rbf"]) if quick else (128, 32)))
     found.append(_decoding(setting, *(4, 2, ["edp"]) if quick else (
         64, 8, ["edp", "rbf", "exponentiated_intersection", "quadratic", "elu"])))
-    found.append(_accuracy(setting, 64 if quick else 512))
-    if "linear" in PATHS:
-        finite = [name for name, own in _own(64).items() if PATHS["linear"].refusal(
-            Call(own.kernel, own.normaliser, n=2048, m=2048, d=64, d_v=64)) is None]
-        for name in () if quick else finite:
-            d = 64 if _own(64)[name].kernel.feature_dimension(64) < 512 else 16
-            lengths = [replace(shape, n=n, d=d, heads=2, batch=1) for n in (2048, 8192, 65536)]
-            found += [_long(setting, f"{name} linear", lengths, which) for which in PASSES]
-        for name in () if quick else [name for name in ("quadratic", "taylor", "l2_squared") if name in finite]:
-            for d, lengths in ((16, (128, 256, 512, 1024, 2048)), (32, (512, 1024, 2048, 4096)),
-                               (64, (1024, 2048, 4096, 8192))):
-                shapes = [replace(shape, n=n, d=d, heads=2, batch=1) for n in lengths]
-                found += [_crossover(setting, name, shapes, which) for which in PASSES]
+    found.append(_accuracy(setting, 64 if quick else 256))
+    if "linear" in PATHS and not quick:
+        for name, d, causal in (("elu", 64, False), ("elu", 64, True), ("l2_squared", 64, False),
+                                ("positive_features", 64, False), ("quadratic", 16, False)):
+            shapes = [replace(shape, n=n, d=d, heads=2, batch=1, causal=causal) for n in (2048, 16384, 65536)]
+            found += [_long(setting, f"{name} linear", shapes, which) for which in PASSES]
+        for name in ("quadratic", "taylor", "l2_squared", "elu", "positive_features"):
+            for d in (16, 32, 64):
+                rank = _own(d)[name].kernel.feature_dimension(d)
+                shapes = [replace(shape, n=1 << i, d=d, heads=1, batch=1) for i in range(6, 14)
+                          if rank / 2 <= 1 << i <= max(8 * rank, 1024)]
+                found += [_crossover(setting, name, shapes, which) for which in PASSES[:2 if d < 64 else 1]]
     # Which candidates the other blocks have, and so whether a pattern names one, is known when they are measured.
     return [block for block in found if block.suite not in ("long", "crossover") or setting.wants(block.name)]
 
@@ -1155,7 +1171,7 @@ def _targets() -> list[Target]:
         Target("intersection, n = 2048, memory in MB", {"suite": "memory", "n": 2048, "candidate": tiled}, 75.0,
                "megabytes"),
         Target("RBF over EDP, error of outputs in bfloat16",
-               {"suite": "accuracy", "n": 512, "candidate": "rbf fused", "dtype": "bfloat16"}, 2.0, "error",
+               {"suite": "accuracy", "n": 256, "candidate": "rbf fused", "dtype": "bfloat16"}, 2.0, "error",
                over={"candidate": "edp fused"}),
     ]
     for which, fast, slow in zip(PASSES, (4.5, 5.5), (14.0, 14.0), strict=True):
@@ -1189,6 +1205,8 @@ def _targets() -> list[Target]:
 
 #: What is aimed at; :func:`verdicts` looks it up in a record.
 TARGETS: tuple[Target, ...] = tuple(_targets())
+
+_AIMED_AT = {of["candidate"] for t in TARGETS for of in (t.of, t.over) if "candidate" in of}
 
 
 def _matching(rows: list[Row], of: dict[str, Any], measure: str) -> list[Row]:

@@ -56,16 +56,16 @@ def test_every_candidate_has_its_turn_in_every_round_and_short_calls_are_repeate
     machine = Machine()
     work = {name: machine.work(name, cost) for name, cost in {"unit": 0.01, "a": 0.01, "b": 0.1}.items()}
     bench.interleaved(work, "unit", rounds=2, least=0.04, most=100, clock=machine)
-    assert machine.calls == (["unit"] * 2 + ["a"] * 2 + ["b"] * 2                   # warming up
+    assert machine.calls == (["unit", "a", "b"]                                     # warming up
                              + ["unit"] * 4 + ["a"] * 4 + ["b"]                     # there
                              + ["unit"] * 4 + ["b"] + ["a"] * 4)                    # and back
 
 
 def test_the_unit_is_timed_anew_when_its_time_is_old():
     machine = Machine()
-    work = {name: machine.work(name, cost) for name, cost in {"unit": 1.0, "a": 1.0, "b": 1.0}.items()}
+    work = {name: machine.work(name, cost) for name, cost in {"unit": 0.1, "a": 0.4, "b": 0.4, "c": 0.4}.items()}
     bench.interleaved(work, "unit", rounds=1, clock=machine)
-    assert machine.calls[6:] == ["unit", "a", "unit", "b"]
+    assert machine.calls[4:] == ["unit", "a", "b", "unit", "c"]
 
 
 def test_what_takes_long_gets_fewer_rounds_and_what_fails_is_said_to():
@@ -74,9 +74,10 @@ def test_what_takes_long_gets_fewer_rounds_and_what_fails_is_said_to():
     def broken():
         raise RuntimeError("no such instruction\nand more")
 
-    found = bench.interleaved({"unit": machine.work("unit", 1), "slow": machine.work("slow", 9), "broken": broken},
-                              "unit", rounds=4, most=5, clock=machine)
+    work = {name: machine.work(name, cost) for name, cost in {"unit": 1, "slow": 9, "wanted": 9}.items()}
+    found = bench.interleaved(work | {"broken": broken}, "unit", rounds=4, most=5, patient={"wanted"}, clock=machine)
     assert found["slow"]["rounds"] == 1 and found["slow"]["ratio"] == pytest.approx(9)
+    assert found["wanted"]["rounds"] == 3
     assert found["broken"] == {"failed": "RuntimeError: no such instruction"}
     with pytest.raises(RuntimeError, match="no such"):
         bench.interleaved({"unit": broken, "other": machine.work("other", 1)}, "unit", clock=machine)
