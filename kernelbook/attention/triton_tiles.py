@@ -154,6 +154,12 @@ def _functions(text: str, interpreted: bool) -> SimpleNamespace:
     return SimpleNamespace(value=made[name], q=made[f"{name}_q"], k=made[f"{name}_k"])
 
 
+@functools.cache
+def _usual_tiles(text: str) -> Tiles:
+    """The tiles for a rule: a long one would be unrolled to more instructions than are worth compiling."""
+    return Tiles(unroll=4 if Rule(text).triton().count(" = ") <= 4 else 1)
+
+
 # ------------------------------------------------------------------------- running them
 
 def _power_of_two(x: int) -> int:
@@ -179,7 +185,7 @@ class _Launch:
     """What the kernels' calls have in common."""
 
     def __init__(self, q, k, v, mask, mask_at, rule, link, scale, causal, tiles) -> None:
-        self.tiles = t = Tiles(*tiles)
+        self.tiles = t = Tiles(*tiles) if tiles else _usual_tiles(rule)
         self.interpreted = q.device.type != "cuda"
         self.kernels, self.rule = _kernels(self.interpreted), _functions(rule, self.interpreted)
         (self.batch, self.n, d), self.m, d_v = q.shape, k.shape[1], v.shape[-1]
@@ -336,9 +342,8 @@ def tiled_triton(
         own, size = mask.shape[:-2], mask.shape[-2] * m
         mask = mask.reshape(-1, *mask.shape[-2:])
         at = (torch.arange(mask.shape[0], device=q.device) * size).reshape(own).expand(batch).reshape(-1).contiguous()
-    t = tiles or Tiles()
-    out, _ = torch.ops.kernelbook.tiled(q, k, v, mask, at, rule.text, link, scale, causal,
-                                        [t.a, t.b, t.r, t.c, t.warps, t.unroll])
+    shape = [] if tiles is None else [tiles.a, tiles.b, tiles.r, tiles.c, tiles.warps, tiles.unroll]
+    out, _ = torch.ops.kernelbook.tiled(q, k, v, mask, at, rule.text, link, scale, causal, shape)
     return out.reshape(*batch, n, d_v)
 
 
@@ -366,7 +371,7 @@ def compiled(form: tuple[Rule, str, float], *, d: int = 64, d_v: int = 64, dtype
         ``"forward"``, ``"queries"`` and ``"keys"`` (the backward pass, for queries, and for keys and values): Triton's
         compiled kernels, whose ``asm`` holds ``"ptx"`` and ``"cubin"``.
     """
-    kernels, rule, t = _kernels(False), _functions(form[0].text, False), tiles or Tiles()
+    kernels, rule, t = _kernels(False), _functions(form[0].text, False), tiles or _usual_tiles(form[0].text)
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
