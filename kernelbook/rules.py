@@ -138,10 +138,11 @@ def _is_number(x: Node, *values: float) -> bool:
 def _make(name: str, *args: Node) -> Node:
     """The node of an operation, simplified where an argument is 0 or 1 or all are numbers."""
     if all(_is_number(a) for a in args):
-        a = [torch.tensor(x, dtype=torch.float64) for x in args]
-        value = _OPERATIONS[name].compute(a[0], args[1] if name in ("**", "slope") else a[1]) if len(a) == 2 \
-            else _OPERATIONS[name].compute(a[0])
-        if not math.isfinite(value := value.item()):
+        numbers = [torch.tensor(x, dtype=torch.float64) for x in args]
+        if name in ("**", "slope"):
+            numbers[1] = args[1]
+        value = _OPERATIONS[name].compute(*numbers).item()
+        if not math.isfinite(value):
             raise ValueError(f"{_show((name, *args))} is no finite number")
         return value
     match name, *args:
@@ -365,12 +366,12 @@ class Rule:
         return f"Rule({str(self)!r})"
 
     def __reduce__(self):
-        return Rule, (self.text,)
+        return _of_node, (self.node, self.text)
 
 
-def _of_node(node: Node) -> Rule:
+def _of_node(node: Node, text: str | None = None) -> Rule:
     rule = object.__new__(Rule)         # a derivative may be longer than what one may write
-    rule.text, rule.node = _show(node), node
+    rule.text, rule.node = _show(node) if text is None else text, node
     return rule
 
 
