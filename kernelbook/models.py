@@ -340,7 +340,7 @@ class Transformer(nn.Module):
     ) -> DecoderCache:
         """A cache for :meth:`decode`, with the keys and values of the encoder's output computed once for all tokens.
 
-        It is for inference: use it under :func:`torch.no_grad`, with the model in evaluation mode.
+        It is for inference: use it under ``torch.no_grad()``, with the model in evaluation mode.
 
         Parameters
         ----------

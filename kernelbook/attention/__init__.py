@@ -4,5 +4,7 @@ from .cache import Cache
 from .definition import NORMALISERS, visible_keys, weights
 from .dispatch import PATHS, Plan, attend, explain
 from .module import KernelAttention
+from .tiled import compiling
 
-__all__ = ["attend", "explain", "weights", "KernelAttention", "Cache", "NORMALISERS", "PATHS", "Plan", "visible_keys"]
+__all__ = ["attend", "explain", "weights", "KernelAttention", "Cache", "NORMALISERS", "PATHS", "Plan", "visible_keys",
+           "compiling"]
