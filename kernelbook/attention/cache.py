@@ -42,7 +42,9 @@ class Cache:
     ----------
     kernel : str or Kernel
         As in :func:`attend`.
-    normaliser, path : str
+    normaliser : str
+        As in :func:`attend`.
+    path : str
         As in :func:`attend`.  With ``path="auto"``, a single query takes the definition, whose one row is small, in at
         least float32.
     kind : str
@@ -60,7 +62,7 @@ class Cache:
     >>> cache = Cache("rbf")
     >>> q, k, v = torch.randn(3, 5, 4).unbind(0)
     >>> whole = attend(q, k, v, "rbf", causal=True)
-    >>> parts = [cache.attend(*rows, causal=True) for rows in zip(q.split(1), k.split(1), v.split(1))]
+    >>> parts = [cache.attend(q[i:i + 1], k[i:i + 1], v[i:i + 1]) for i in range(5)]
     >>> torch.allclose(torch.cat(parts), whole, atol=1e-6)
     True
     """
@@ -98,7 +100,12 @@ class Cache:
         return sum(x[..., :self._length, :].numel() for x in (self._keys, self._values, self._bias) if x is not None)
 
     def explain(self) -> str:
-        """What is held, and until when, in a line."""
+        """What is held, and until when, in a line.
+
+        Returns
+        -------
+        str
+        """
         held = f"kind {self.kind!r}: {self.size:,} numbers for {self._length:,} keys"
         if self._state is not None:
             return f"{held}; as many for any number of keys"
