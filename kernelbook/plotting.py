@@ -369,7 +369,7 @@ def plot_benchmark(
 ) -> Figure:
     """The times of a benchmark's candidates, as multiples of torch's fused attention, one row a candidate.
 
-    Own paths are filled marks, other libraries hollow ones; the mark says the length.
+    Our own are filled marks, those of other libraries hollow ones; which mark says the length.
 
     Parameters
     ----------
@@ -378,8 +378,9 @@ def plot_benchmark(
     suite : str
         ``"attention"`` or ``"causal"``.
     candidates : sequence of str, optional
-        Their names, in order from the top; by default for each kernel the paths that ``auto`` takes and the compiled
-        ones, and all other libraries, the fastest at the greatest length first.
+        Their names in the record, in order from the top.  By default each kernel is one row, at each length by the
+        path that ``auto`` takes there; besides there are the compiled paths and the other libraries; and those that
+        are quickest at the greatest length come first.
 
     Returns
     -------
@@ -394,38 +395,40 @@ def plot_benchmark(
     from matplotlib.lines import Line2D
 
     rows = [row for row in record["rows"] if row["suite"] == suite and "ratio" in row]
-    shown = [row for row in rows if row["candidate"] in candidates] if candidates is not None else [
-        row for row in rows if row["who"] != "kernelbook" or row.get("auto") or "compiled" in row["path"]]
-    if not shown:
+    if candidates is None:
+        rows = [row | {"candidate": row["kernel"]} if row.get("auto") else row for row in rows
+                if row.get("auto") or row["candidate"] != "SDPA" and row["who"] != "kernelbook"
+                or "compiled" in row.get("path", "")]
+    else:
+        rows = [row for row in rows if row["candidate"] in candidates]
+    if not rows:
         raise ValueError(f"the record has no ratios of the suite {suite!r}" + (
             f" and the candidates {list(candidates)}" if candidates is not None else ""))
-    names = list(dict.fromkeys(row["candidate"] for row in shown))
-    shown = [row for row in rows if row["candidate"] in names]
-    lengths = sorted({row["n"] for row in shown})
-    passes = list(dict.fromkeys(row["pass"] for row in shown))
+    lengths = sorted({row["n"] for row in rows})
+    passes = list(dict.fromkeys(row["pass"] for row in rows))
+    names = list(dict.fromkeys(row["candidate"] for row in rows))
 
-    def place(name: str) -> tuple[int, float]:
-        own = [row for row in shown if row["candidate"] == name and row["pass"] == passes[-1]]
-        last = max(own, key=lambda row: row["n"], default=None)
-        return (-last["n"], last["ratio"]) if last else (0, 0.0)
+    def slowness(name: str) -> tuple[int, int, float]:
+        return min((-row["n"], -passes.index(row["pass"]), row["ratio"]) for row in rows if row["candidate"] == name)
 
-    names = [n for n in candidates if n in names] if candidates is not None else sorted(names, key=place)
+    names = sorted(names, key=slowness) if candidates is None else [name for name in candidates if name in names]
     figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False,
                                 figsize=(WIDE, 1.35 + 0.235 * len(names)))
-    ink = mpl.rcParams["axes.edgecolor"]
+    ink, paper = mpl.rcParams["axes.edgecolor"], mpl.rcParams["axes.facecolor"]
+    dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(paper))[2] < 0.5
     for ax, which in zip(axes[0], passes, strict=True):
         ax.axvline(1, color=ink, linewidth=1)
         for y, name in enumerate(names):
-            own = sorted((row for row in shown if row["candidate"] == name and row["pass"] == which),
+            own = sorted((row for row in rows if row["candidate"] == name and row["pass"] == which),
                          key=lambda row: row["n"])
             if not own:
                 continue
             colour = kernel_style(own[0]["kernel"])["color"]
-            x = [row["ratio"] for row in own]
-            ax.plot(x, [y] * len(x), color=colour, linestyle="-", linewidth=0.8)
+            colour = _lighten(colour) if dark and colour != ink else colour
+            ax.plot([row["ratio"] for row in own], [y] * len(own), color=colour, linestyle="-", linewidth=0.8)
             for row in own:
                 ax.plot(row["ratio"], y, linestyle="none", marker=MARKERS[lengths.index(row["n"])], color=colour,
-                        markerfacecolor=colour if row["who"] == "kernelbook" else mpl.rcParams["axes.facecolor"])
+                        markerfacecolor=colour if row["who"] == "kernelbook" else paper)
         ax.set(xscale="log", title=which.replace("+", " and "))
         ax.xaxis.set_major_formatter("{x:g}")
     figure.supxlabel("time over that of torch's fused attention", fontsize=mpl.rcParams["axes.labelsize"])

@@ -271,16 +271,18 @@ def test_the_figure_has_a_row_a_candidate_and_a_mark_a_length():
     rows = [{"suite": "attention", "candidate": c, "who": who, "kernel": kernel, "path": path, "auto": auto, "n": n,
              "pass": p, "ratio": r * n / 128}
             for c, who, kernel, path, auto, r in (
-                ("SDPA", "torch", "edp", None, None, 1.0), ("rbf fused", "kernelbook", "rbf", "fused", True, 1.2),
+                ("SDPA", "torch", "edp", "", None, 1.0), ("peer", "elsewhere", "rbf", "", None, 2.0),
+                ("rbf fused", "kernelbook", "rbf", "fused", True, 1.2),
                 ("rbf exact", "kernelbook", "rbf", "exact", False, 50.0))
             for n in (128, 512) for p in bench.PASSES]
     for mode in ("light", "dark"):
         with plotting.style(mode):
             figure = plotting.plot_benchmark({"rows": rows})
             left, right = figure.axes
-            assert [t.get_text() for t in left.get_yticklabels()] == ["SDPA", "rbf fused"]
-            assert sorted(float(line.get_xdata()[0]) for line in left.lines if line.get_marker() != "None") == [
-                1.0, 1.2, 4.0, 4.8]
+            assert [t.get_text() for t in left.get_yticklabels()] == ["rbf", "peer"]
+            marks = [(line.get_xdata()[0], line.get_marker(), line.get_markerfacecolor() == line.get_color())
+                     for line in left.lines if line.get_marker() != "None"]
+            assert marks == [(1.2, "o", True), (4.8, "s", True), (2.0, "o", False), (8.0, "s", False)]
             figure = plotting.plot_benchmark({"rows": rows}, candidates=["rbf exact", "SDPA"])
             assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["rbf exact", "SDPA"]
             with pytest.raises(ValueError, match="causal"):
