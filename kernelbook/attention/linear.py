@@ -31,6 +31,9 @@ __all__ = ["linear", "does", "refusal", "drawback", "crossover", "RecurrentState
 #: How many features a chunk may hold: about what stays in a core's cache.
 CHUNK = 2 ** 18
 
+#: The most rows of a chunk: of a full pass, of a causal one by features, and of one by the kernel's definition.
+ROWS = 512, 128, 128
+
 
 # ------------------------------------------------------------------------------------------------- the choice
 
@@ -70,9 +73,46 @@ def drawback(call: Call) -> str | None:
     return None
 
 
+#: Crossovers are a + c D for D features: for the squared distance, for features made one by one (random ones, say),
+#: and for products of coordinates; each without and with causality.  Measured by ``benchmarks/crossover.py``.
+CROSSOVERS = {"distance": ((48, 0.25), (48, 0.25)), "features": ((96, 0.5), (160, 0.75)),
+              "products": ((320, 1.3), (900, 2.2))}
+
+
 def crossover(kernel: Kernel, d: int, causal: bool = False) -> int:
-    """From which length on the linear path is faster."""
-    return 2 * int(kernel.feature_dimension(d))
+    r"""From which length on the linear path is faster than the best of the others.
+
+    .. math:: m^*=a+c\,D,
+
+    where :math:`D` is the number of features, and the numbers :math:`a` and :math:`c` (:data:`CROSSOVERS`) depend on
+    how the features are made.  The squared distance has :math:`d+2` cheap ones, and the definition makes differences of
+    all pairs; elu + 1 and random features are made one by one; those of polynomials of degree 2 and more, and of
+    products of kernels, are products of coordinates, some :math:`d^2/2`, and the definition makes inner products.  They
+    were measured for training steps, on one thread, in float32; ``python benchmarks/crossover.py`` measures again.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        One that :func:`kernelbook.features.pair_of` knows.
+    d : int
+        Width of queries and keys.
+    causal : bool
+
+    Returns
+    -------
+    int
+        For as many queries as keys.  For n queries and m keys, the number to compare with is their harmonic mean
+        :math:`2nm/(n+m)`: the definition takes time in proportion to nm, this path to n + m.
+    """
+    rank = int(kernel.feature_dimension(d))
+    kind = "distance" if type(kernel) is kernels.L2Squared else "products" if _by_gram(kernel, d, rank) else "features"
+    a, c = CROSSOVERS[kind][causal]
+    return int(a + c * rank)
+
+
+def _by_gram(kernel: Kernel, d: int, rank: float) -> bool:
+    """Whether the matrix of a chunk is cheaper by the kernel's definition than by its features."""
+    return not isinstance(kernel, FeatureKernel) and type(kernel) is not kernels.L2Squared and rank > 2 * d
 
 
 # ------------------------------------------------------------------------------------------------- features of rows
@@ -576,9 +616,10 @@ def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:
     queries, keys = _rows(kernel, summed)
     d = q.shape[-1]
     rank = queries.dimension(d)
-    rows = max(128, min(128 if causal else 512, CHUNK // rank // 64 * 64))
-    group = max(1, CHUNK // (rows * rank))
-    by_gram = type(queries) is not _DistanceRows and not isinstance(kernel, FeatureKernel) and rank > 2 * d
+    by_gram = _by_gram(kernel, d, rank)
+    most = ROWS[1 + by_gram if causal else 0]
+    rows = min(most, max(128, CHUNK // max(rank, 1)))
+    group = max(1, CHUNK // (rows * max(rank, 1)))
     dtype = torch.promote_types(q.dtype, torch.float32)
     return _How(kernel, queries, keys, summed, causal, by_gram, rows, group, dtype)
 
