@@ -438,12 +438,16 @@ def _show_costs(record: dict[str, Any]) -> None:
             out.print(f"failed: {row['candidate']}, {row['suite']} n = {row['n']}: {why}", highlight=False,
                       markup=False, soft_wrap=True)
     table = Table("target", "at most", "at least", "found", "", box=None, pad_edge=False)
-    for v in verdicts(record):
+    found = verdicts(record)
+    measured = [v for v in found if v["met"] is not None]
+    for v in measured:
         bound = f"{v['bound']:g}"
-        table.add_row(v["what"], *(("", bound) if v["at_least"] else (bound, "")),
-                      "" if v["value"] is None else f"{v['value']:.3g}",
-                      "not measured" if v["met"] is None else "met" if v["met"] else "[bold red]missed[/]")
-    out.print("", table)
+        table.add_row(v["what"], *(("", bound) if v["at_least"] else (bound, "")), f"{v['value']:.3g}",
+                      "met" if v["met"] else f"[bold red]missed[/] by {v['which']}")
+    if measured:
+        out.print("", table)
+    if len(measured) < len(found):
+        out.print(f"{len(found) - len(measured)} targets were not measured", highlight=False)
     p = record["provenance"]
     out.print(f"{p['cpu_model'] if p['device'] == 'cpu' else p['device']}, {p['threads']} threads, torch "
               f"{p['versions']['torch']}, {p.get('wall_time_s', 0):.0f} s", highlight=False)
