@@ -79,7 +79,8 @@ class Cache:
         self._keys: Tensor | None = None        # (..., capacity, d)
         self._values: Tensor | None = None      # (..., capacity, d_v)
         self._visible: Tensor | None = None     # (..., capacity, 1), or None while all keys are visible
-        self._bias: Tensor | None = None        # (..., capacity, 1): of the softmax form, if it leaves k as it is
+        self._bias: Tensor | None = None        # (..., capacity, 1): of the softmax form, if it leaves q and k as they
+        self._scale = 1.0                       # are, and the factor of their inner products
         self._state: RecurrentState | None = None
         self._state_from: float = math.inf      # number of keys
 
@@ -216,8 +217,11 @@ class Cache:
         if k.dtype.itemsize < 4:
             with torch.autocast(k.device.type, enabled=False):
                 return self._key_bias(k.float())
-        form = softmax_form(self.kernel, k[..., :0, :], k)
-        return None if form.key_bias is None or form.k is not k else form.key_bias[..., None]
+        form = softmax_form(self.kernel, no_query := k[..., :0, :], k)
+        if form.key_bias is None or form.k is not k or form.q is not no_query:
+            return None
+        self._scale = form.scale
+        return form.key_bias[..., None]
 
     def attend(self, q: Float[Tensor, "*batch n d"], k: Float[Tensor, "*batch n d"] | None = None,
                v: Float[Tensor, "*batch n d_v"] | None = None, *, visible: Bool[Tensor, "*#batch n"] | None = None,
@@ -275,8 +279,7 @@ class Cache:
         """Attention from one query, in at least float32."""
         if self._bias is None:
             return _weights(q, keys, self.kernel, mask, False, self.normaliser) @ values
-        form = softmax_form(self.kernel, q, keys[..., :0, :])
-        logits = (form.q * form.scale) @ keys.mT + self._bias[..., :self._length, :].mT
+        logits = (q * self._scale) @ keys.mT + self._bias[..., :self._length, :].mT
         return _softmax(logits, mask) @ values
 
     def select(self, index: Int[Tensor, " rows"]) -> None:
