@@ -248,54 +248,60 @@ def _backward(grad, q, k, v, bias, mask, out, lse, causal, scale, needed):
     """
     (b, h, n, d), m = q.shape, k.shape[-2]
     needs_q, needs_k, needs_v, needs_bias = needed
-    dq, dk, dv, db = (q.new_empty(b, h, *shape) for shape in ((n, d), (m, d), (m, d), (m,)))
+    dq, dk, dv, db = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), q.new_empty(b, h, m)
     log2 = 1 / math.log(2)                      # powers of 2 are quicker than powers of e
     lse, bias = lse * -log2, bias.squeeze(-2) * log2
     columns = min(n, _COLUMNS)
     rows = min(m, _ROWS[1], max(_ROWS[0], _TILE // columns))
     together = max(1, _TILE // (rows * columns))                # problems in a tile: some heads of one batch, or
     bs, hs = min(b, max(1, together // h)), min(h, together)    # all heads of some batches
-    tiles = q.new_empty(2, bs * hs * rows * columns)            # new ones each time would cost a tenth more
+    # Memory that is used again for each of them; new memory each time would cost a tenth more.
+    tiles = q.new_empty(2, bs * hs * rows * columns)
     # One matrix is soon transposed if its rows are not a power of 2 apart; several had better be contiguous.
-    turned = q.new_empty(bs * hs, d, columns + 16 * (bs * hs == 1))[..., :columns]
-    for b0, h0, i in itertools.product(range(0, b, bs), range(0, h, hs), range(0, n, columns)):
-        stop = min(i + columns, n)
+    dqs_ = q.new_empty(bs * hs, d, columns + 16 * (bs * hs == 1))[..., :columns]
+    dks_, dvs_, dbs_ = q.new_empty(bs * hs, m, d), q.new_empty(bs * hs, m, d), q.new_empty(bs * hs, m)
+    for b0, h0 in itertools.product(range(0, b, bs), range(0, h, hs)):
         some = (slice(b0, b0 + bs), slice(h0, h0 + hs))
         heads = db[some].shape[:2]
-        queries = (x[:, :, i:stop] for x in (q, out, grad, lse))
-        qs, os, gs, lses, ks, vs, biases, dks, dvs, dbs = (
-            x[some].flatten(0, 1) for x in (*queries, k, v, bias, dk, dv, db))
-        means = (gs * os).sum(-1).neg_()
-        dqs = turned[:len(qs), :, :stop - i]
-        if causal and n - m > i:
-            dqs[..., :n - m - i] = 0.0          # these queries see nothing
-        for j in range(0, m, rows):
-            end = min(j + rows, m)
-            sees = max(0, j - m + n) if causal else 0           # the first query that sees key j
-            first = max(0, sees - i)
-            if first >= stop - i:
-                break
-            more = float(sees < i)                              # 0 where the keys' gradients begin, else 1
-            q_, g_, k_, v_ = qs[:, first:], gs[:, first:], ks[:, j:end], vs[:, j:end]
-            shape = (len(qs), end - j, stop - i - first)
-            p, g = tiles[:, :math.prod(shape)].view(2, *shape)
-            torch.add(biases[:, j:end, None], lses[:, None, first:], out=p)
-            p.baddbmm_(k_, q_.mT, alpha=scale * log2).exp2_()
-            if causal:
-                p[..., :end - j].triu_(j - first - i - m + n)
-            if mask is not None:
-                see = mask[tuple(x if size > 1 else slice(None) for x, size in zip(some, mask.shape, strict=False))]
-                p.unflatten(0, heads).masked_fill_(~_tile(see, i + first, stop, j, end).mT, 0.0)
-            if needs_v:
-                dvs[:, j:end].baddbmm_(p, g_, beta=more)
-            if not (needs_q or needs_k or needs_bias):
-                continue
-            torch.baddbmm(means[:, None, first:], v_, g_.mT, out=g).mul_(p)
-            if needs_q:
-                dqs[..., first:].baddbmm_(k_.mT, g, beta=float(j > 0), alpha=scale)
-            if needs_k:
-                dks[:, j:end].baddbmm_(g, q_, beta=more, alpha=scale)
-            if needs_bias:
-                dbs[:, j:end] = g.sum(-1) if not more else dbs[:, j:end] + g.sum(-1)
-        dq[some][:, :, i:stop] = dqs.mT.unflatten(0, heads)
+        see = mask
+        if mask is not None:
+            see = mask[tuple(x if size > 1 else slice(None) for x, size in zip(some, mask.shape, strict=False))]
+        ks, vs, biases = (x[some].flatten(0, 1) for x in (k, v, bias))
+        dks, dvs, dbs = (x[:len(ks)] for x in (dks_, dvs_, dbs_))
+        for i in range(0, n, columns):
+            stop = min(i + columns, n)
+            qs, os, gs, lses = (x[some][:, :, i:stop].flatten(0, 1) for x in (q, out, grad, lse))
+            means = (gs * os).sum(-1).neg_()
+            dqs = dqs_[:len(qs), :, :stop - i]
+            if causal and n - m > i:
+                dqs[..., :n - m - i] = 0.0      # these queries see nothing
+            for j in range(0, m, rows):
+                end = min(j + rows, m)
+                sees = max(0, j - m + n) if causal else 0       # the first query that sees key j
+                first = max(0, sees - i)
+                if first >= stop - i:
+                    break
+                more = float(sees < i)                          # 0 where the keys' gradients begin, else 1
+                q_, g_, k_, v_ = qs[:, first:], gs[:, first:], ks[:, j:end], vs[:, j:end]
+                shape = (len(qs), end - j, stop - i - first)
+                p, g = tiles[:, :math.prod(shape)].view(2, *shape)
+                torch.add(biases[:, j:end, None], lses[:, None, first:], out=p)
+                p.baddbmm_(k_, q_.mT, alpha=scale * log2).exp2_()
+                if causal:
+                    p[..., :end - j].triu_(j - first - i - m + n)
+                if mask is not None:
+                    p.unflatten(0, heads).masked_fill_(~_tile(see, i + first, stop, j, end).mT, 0.0)
+                if needs_v:
+                    dvs[:, j:end].baddbmm_(p, g_, beta=more)
+                if not (needs_q or needs_k or needs_bias):
+                    continue
+                torch.baddbmm(means[:, None, first:], v_, g_.mT, out=g).mul_(p)
+                if needs_q:
+                    dqs[..., first:].baddbmm_(k_.mT, g, beta=float(j > 0), alpha=scale)
+                if needs_k:
+                    dks[:, j:end].baddbmm_(g, q_, beta=more, alpha=scale)
+                if needs_bias:
+                    dbs[:, j:end] = g.sum(-1) if not more else dbs[:, j:end] + g.sum(-1)
+            dq[some][:, :, i:stop] = dqs.mT.unflatten(0, heads)
+        dk[some], dv[some], db[some] = (x.unflatten(0, heads) for x in (dks, dvs, dbs))
     return tuple(x if needs else None for x, needs in zip((dq, dk, dv, db.unsqueeze(-2)), needed, strict=True))
