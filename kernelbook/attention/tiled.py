@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,8 +39,12 @@ from .reductions import has_softmax_form, softmax_form
 
 __all__ = ["tiled", "does", "refusal", "drawback", "compiling"]
 
-#: Problems of at most so many differences of coordinates are left to the definition.
-SMALL = 2 ** 16
+# Up to these sizes the definition's arrays are small, and it is as quick or quicker (measured on one core): a number of
+# differences of coordinates, or of weights where the tiles are matrix products.
+SMALL = 2 ** 16                     # always
+SMALL_FOR_COORDINATES, SMALL_FOR_GRADIENT = 2 ** 21, 2 ** 17
+SMALL_FOR_PRODUCTS = 2 ** 19
+SMALL_FOR_DEFINITION = 2 ** 24      # tiles by the definition save memory, not time
 
 #: A tile has at most about so many weights, or else one row.
 PRODUCT_TILE, COORDINATE_TILE = 2 ** 17, 2 ** 18
@@ -65,13 +69,20 @@ class compiling:        # it is called like a function, as torch.set_grad_enable
     on : bool
         Whether to compile.
 
+    Raises
+    ------
+    RuntimeError
+        If there is no C++ compiler.
+
     Examples
     --------
-    >>> with compiling():
-    ...     out = attend(q, k, v, "exponentiated_intersection")     # doctest: +SKIP
+    >>> with compiling():                                                               # doctest: +SKIP
+    ...     out = attend(q, k, v, "exponentiated_intersection", path="tiled")
     """
 
     def __init__(self, on: bool = True) -> None:
+        if on:
+            _check_compiler()
         self._before = _COMPILING.get()
         _COMPILING.set(bool(on))
 
@@ -80,6 +91,18 @@ class compiling:        # it is called like a function, as torch.set_grad_enable
 
     def __exit__(self, *_) -> None:
         _COMPILING.set(self._before)
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise RuntimeError("compiling() needs a C++ compiler, and none was found: install one, such as g++ (Debian and "
+                           "Ubuntu: apt install g++; conda: conda install gxx), or name yours in the environment "
+                           "variable CXX; without compiling() the same tiles are computed by a loop") from None
 
 
 # ------------------------------------------------------------------------- which tile a kernel has
@@ -136,7 +159,7 @@ def _integer_power(x: Tensor, degree: int) -> Tensor:
     return power
 
 
-_MINIMUM = Rule("min(q, k)")
+_MINIMUM, _SQUARED_DIFFERENCE = Rule("min(q, k)"), Rule("(q - k)**2")
 
 
 @dataclass(frozen=True)
@@ -153,8 +176,13 @@ class _Coordinates:
     def keys(self, k: Tensor) -> Tensor:
         return k.mT.contiguous()
 
-    def values(self, q: Tensor, k: Tensor, bias: None, scale: float) -> tuple[Tensor, Tensor]:
+    def values(self, q: Tensor, k: Tensor, bias: None, scale: float) -> tuple[Tensor, Tensor | None]:
         """``q`` is ``(b, r, d)`` and ``k`` is ``(b, d, m)``."""
+        if self.compiled and _worth_compiling(q, k):
+            compiled = _compiled_values(self.rule, q.dtype, len(q) == 1)
+            total = compiled(_in_fours(q), k, torch.tensor(scale, dtype=q.dtype))
+            total = total.flatten(1, 2)[:, :q.shape[1]]
+            return (total.sqrt(), total) if self.root else (total, None)
         rows, columns = _coordinates(q, k)
         if self.rule == _MINIMUM:
             total = torch.minimum(rows[0], columns[0])
@@ -162,6 +190,11 @@ class _Coordinates:
             for a, b in zip(rows[1:], columns[1:], strict=True):
                 torch.minimum(a, b, out=one)
                 total.add_(one)
+        elif self.rule == _SQUARED_DIFFERENCE:
+            total, one = (torch.zeros(*q.shape[:2], k.shape[-1], dtype=q.dtype, device=q.device) for _ in range(2))
+            for a, b in zip(rows, columns, strict=True):
+                torch.sub(a, b, out=one)
+                total.addcmul_(one, one)
         else:
             total = torch.zeros(*q.shape[:2], k.shape[-1], dtype=q.dtype, device=q.device)
             for a, b in zip(rows, columns, strict=True):
@@ -173,22 +206,39 @@ class _Coordinates:
                  dk: Tensor, db: None) -> None:
         if self.root:
             grad.div_(x.sqrt().mul_(2)).masked_fill_(x == 0, 0)
-        grad.mul_(scale)
+        minimum = self.rule == _MINIMUM
+        grad.mul_(scale * 0.5 if minimum else scale)
+        if self.compiled and _worth_compiling(q, k):
+            queries, g, by = _in_fours(q), _in_fours(grad, zero=True), 4 if q.shape[2] % 4 == 0 else 1
+            columns = queries.flatten(1, 2).mT.contiguous().unflatten(1, (-1, by))
+            compiled = _compiled_gradient(self.rule, q.dtype, len(q) == 1, by)
+            of_q, of_k = compiled(queries, columns, k, k.unflatten(1, (-1, by)), g)
+            dq.copy_(of_q.flatten(1, 2)[:, :q.shape[1]])
+            dk.add_(of_k.flatten(1, 2))
+            return
         rows, columns = _coordinates(q, k)
-        if self.rule == _MINIMUM:       # the derivatives of min are (1 + s)/2 and (1 - s)/2 with s = sign(k - q)
+        if minimum:         # the derivatives of min are (1 + s)/2 and (1 - s)/2 with s = sign(k - q)
             sign = torch.empty_like(grad)
-            grad.mul_(0.5)
             of_q, of_k = grad.sum(-1), grad.sum(-2)
-            for l, (a, b) in enumerate(zip(rows, columns, strict=True)):        # noqa: E741
+            for i, (a, b) in enumerate(zip(rows, columns, strict=True)):
                 torch.sub(b, a, out=sign)
                 sign.sign_().mul_(grad)
-                dq[..., l] = of_q + sign.sum(-1)        # not out=: a compiler could not trace that
-                dk[:, l].add_(of_k).sub_(sign.sum(-2))
+                dq[..., i] = of_q + sign.sum(-1)        # not out=: a compiler could not trace that
+                dk[:, i].add_(of_k).sub_(sign.sum(-2))
+            return
+        if self.rule == _SQUARED_DIFFERENCE:
+            one = torch.empty_like(grad)
+            grad.mul_(2)
+            for i, (a, b) in enumerate(zip(rows, columns, strict=True)):
+                torch.sub(a, b, out=one)
+                one.mul_(grad)
+                dq[..., i] = one.sum(-1)
+                dk[:, i].sub_(one.sum(-2))
             return
         in_q, in_k = _derivatives(self.rule)
-        for l, (a, b) in enumerate(zip(rows, columns, strict=True)):            # noqa: E741
-            dq[..., l] = (in_q(a, b) * grad).sum(-1)
-            dk[:, l] += (in_k(a, b) * grad).sum(-2)
+        for i, (a, b) in enumerate(zip(rows, columns, strict=True)):
+            dq[..., i] = (in_q(a, b) * grad).sum(-1)
+            dk[:, i] += (in_k(a, b) * grad).sum(-2)
 
 
 def _coordinates(q: Tensor, k: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -199,6 +249,71 @@ def _coordinates(q: Tensor, k: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor
 @functools.lru_cache(256)
 def _derivatives(rule: Rule) -> tuple[Rule, Rule]:
     return rule.derivative("q"), rule.derivative("k")
+
+
+# Four rows share each key that is loaded, and four coordinates each gradient: so the compiled loops are bound by their
+# arithmetic.  Lengths of 1 would be compiled apart, so problems that small are not.
+
+def _worth_compiling(q: Tensor, k: Tensor) -> bool:
+    return q.shape[1] > 4 and q.shape[2] > 4 and k.shape[2] > 1 and q.device.type == "cpu"
+
+
+def _in_fours(x: Tensor, zero: bool = False) -> Tensor:
+    """Rows in groups of four, ``(b, r/4, 4, ...)``; the last is filled up with zeros, or copies of the last row."""
+    if over := -x.shape[1] % 4:
+        last = x[:, -1:].expand(-1, over, -1)       # a rule need not be defined at 0
+        x = torch.cat((x, torch.zeros_like(last) if zero else last), 1)
+    return x.contiguous().unflatten(1, (-1, 4))
+
+
+@functools.cache
+def _compiled_values(rule: Rule, dtype: torch.dtype, single: bool) -> Callable[..., Tensor]:
+    """The scaled sum of a rule over the coordinates, ``(b, r/4, 4, m)``, compiled for one problem or for several."""
+    def values(q: Tensor, k: Tensor, scale: Tensor) -> Tensor:
+        k = k.unsqueeze(1)
+        return torch.stack([rule(q[:, :, i].unsqueeze(-1), k).sum(2) * scale for i in range(4)], 2)
+
+    q, _, k, _, _ = _example(dtype, single, 4)
+    return _compile(values, q, k, torch.ones((), dtype=dtype))
+
+
+@functools.cache
+def _compiled_gradient(rule: Rule, dtype: torch.dtype, single: bool, by: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The gradients of the sum of a rule, ``(b, r/4, 4, d)`` and ``(b, d/by, by, m)``."""
+    in_q, in_k = _derivatives(rule)
+
+    def part(slope: Rule, q: Tensor, k: Tensor, grad: Tensor) -> Tensor:
+        if rule != _MINIMUM:
+            return slope(q, k) * grad
+        low, high = (q, k) if slope is in_q else (k, q)         # twice the derivative: 1 of <, and 1 of <=
+        return torch.where(low < high, grad, 0.0) + torch.where(low <= high, grad, 0.0)
+
+    def gradient(q: Tensor, of_q: Tensor, k: Tensor, of_k: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        keys, whole = k.unsqueeze(1), grad.flatten(1, 2).unsqueeze(1)
+        dq = [part(in_q, q[:, :, i].unsqueeze(-1), keys, grad[:, :, i].unsqueeze(2)).sum(-1) for i in range(4)]
+        dk = [part(in_k, of_q[:, :, i].unsqueeze(-1), of_k[:, :, i].unsqueeze(2), whole).sum(2) for i in range(by)]
+        return torch.stack(dq, 2), torch.stack(dk, 2)
+
+    return _compile(gradient, *_example(dtype, single, by))
+
+
+def _example(dtype: torch.dtype, single: bool, by: int) -> list[Tensor]:
+    """Arguments of :func:`_compiled_gradient`, of usual sizes that all differ."""
+    b, r, d, m = 1 if single else 6, 24, 48, 1000
+    return [torch.ones(shape, dtype=dtype) for shape in
+            ((b, r, 4, d), (b, d // by, by, 4 * r), (b, d, m), (b, d // by, by, m), (b, r, 4, m))]
+
+
+def _compile(function: Callable, *example: Tensor) -> Callable:
+    """The function compiled at once, for tensors of any sizes but 0 and 1.
+
+    Sizes that agree when a function is compiled are taken to agree always; hence the example.  Compiled functions are
+    found by their code, and forgotten where one code has many: so each has its own.
+    """
+    function.__code__ = function.__code__.replace(co_name=function.__name__)
+    compiled = torch.compile(function, dynamic=True)
+    compiled(*example)
+    return compiled
 
 
 @dataclass(frozen=True)
@@ -212,7 +327,6 @@ class _Form:
     exponential: bool = True
 
 
-_SQUARED_DIFFERENCE = Rule("(q - k)**2")
 _NORMALISED = ("sum", "signed-sum", "abs-sum", "relu-sum")
 
 
@@ -251,9 +365,19 @@ def _form(kernel: Kernel, d: int, normaliser: str) -> _Form | None:
 
 def does(call: Call) -> str:
     """How the path computes a call."""
+    if call.device == "cuda" and _triton(call):
+        return "tiles of rows and keys, by Triton, made anew in the backward pass"
     form = _form(call.kernel, call.d, call.normaliser)
     how = "the definition row by row" if form is None else form.tile.name
+    if form is not None and isinstance(form.tile, _Coordinates) and _COMPILING.get() and call.device == "cpu":
+        how = "compiled loops over the coordinates"
     return f"tiles of rows, by {how}, made anew in the backward pass"
+
+
+def _triton(call: Call) -> bool:
+    from .triton_tiles import serves
+
+    return serves(call) is None
 
 
 def refusal(call: Call) -> str | None:
@@ -263,8 +387,19 @@ def refusal(call: Call) -> str | None:
 
 def drawback(call: Call) -> str | None:
     """Why another path serves a call better, or None."""
-    size = call.batch * call.n * call.m * call.d
-    return f"so small a problem ({size:,} differences of coordinates) is quicker whole" if size <= 2 ** 24 else None
+    weights = call.batch * call.n * call.m
+    size = weights * call.d
+    if size > SMALL:
+        form = _form(call.kernel, call.d, call.normaliser)
+        if form is None:
+            small = size <= SMALL_FOR_DEFINITION
+        elif isinstance(form.tile, _Products):
+            small = weights <= SMALL_FOR_PRODUCTS
+        else:
+            small = size <= (SMALL_FOR_GRADIENT if call.gradient else SMALL_FOR_COORDINATES)
+        if not small:
+            return None
+    return f"so small a problem ({call.batch} times {call.n} queries, {call.m} keys) is quicker whole"
 
 
 # ------------------------------------------------------------------------- the path
@@ -287,6 +422,11 @@ def tiled(
     RuntimeError
         If a gradient of the gradient is asked for, of a kernel with tiles of its own.
     """
+    if q.is_cuda and _triton(Call.of(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout,
+                                     normaliser=normaliser)):
+        from .triton_tiles import tiled_triton
+
+        return tiled_triton(q, k, v, coordinate_form(kernel, q.shape[-1]), mask=mask, causal=causal)
     form = _form(kernel, q.shape[-1], normaliser)
     if form is None:
         return _by_definition(q, k, v, kernel, mask, causal, dropout, normaliser)
@@ -318,7 +458,10 @@ def tiled(
         if 1 < len(mask) < problems:      # which mask each problem has; a copy for each could be as large as n x m
             index = torch.arange(len(mask), device=q.device).view(lead).expand(batch).reshape(-1)
     seed = torch.randint(2 ** 62, ()) if dropout else None
-    work = _Work(form.tile, scale, form.factor, form.exponential, normaliser, causal, dropout, form.tile.tile)
+    tile = form.tile
+    if isinstance(tile, _Coordinates) and not torch.compiler.is_compiling() and _COMPILING.get():
+        tile = replace(tile, compiled=True)
+    work = _Work(tile, scale, form.factor, form.exponential, normaliser, causal, dropout, form.tile.tile)
     if autocast:
         with torch.autocast(device, enabled=False):
             out = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
@@ -357,11 +500,10 @@ def _tiles(problems: int, n: int, m: int, causal: bool, size: int) -> Iterator[t
     start = max(0, n - m) if causal else 0                  # the rows before it see nothing
     rows = min(n, max(32, -(-n // 8))) if causal else n     # the fewer, the more is skipped
     rows = max(1, min(rows, size // m))
-    group = max(1, size // (rows * m))
-    slices = [slice(i, min(i + rows, n)) for i in range(start, n, rows)]
-    for first in range(0, problems, group):
-        yield (slice(first, min(first + group, problems)),
-               [(s, min(m, s.stop + m - n) if causal else m) for s in slices])
+    groups = max(1, problems // max(1, size // (rows * m)))
+    slices = [(slice(i, min(i + rows, n)), min(m, i + rows + m - n) if causal else m) for i in range(start, n, rows)]
+    for g in range(groups):     # of about one size: never one problem alone where others are several
+        yield slice(g * problems // groups, (g + 1) * problems // groups), slices
 
 
 def _hidden(mask: Tensor | None, index: Tensor | None, group: slice, rows: slice, seen: int) -> Tensor | None:
@@ -456,7 +598,7 @@ def _forward(q, k, v, bias, mask, index, seed, work):
     for group, slices in _tiles(problems, n, m, work.causal, work.size):
         keys, values = work.tile.keys(k[group]), v[group]
         for rows, seen in slices:
-            some = keys[..., :seen] if isinstance(work.tile, _Coordinates) else keys[:, :seen]
+            some = keys[..., :seen].contiguous() if isinstance(work.tile, _Coordinates) else keys[:, :seen]
             x, _ = work.tile.values(q[group, rows], some, None if bias is None else bias[group, :seen], work.scale)
             w, _, _ = _weights(x, _hidden(mask, index, group, rows, seen), rows, n, m, work)
             if work.dropout:
@@ -478,6 +620,7 @@ def _backward(grad, q, k, v, bias, mask, index, seed, out, work):
         dkeys = torch.zeros_like(keys) if coordinates else dk[group]
         for rows, seen in slices:
             some, dsome = (x[..., :seen] if coordinates else x[:, :seen] for x in (keys, dkeys))
+            some = some.contiguous() if coordinates else some
             queries, g = q[group, rows], grad[group, rows]
             b = None if bias is None else bias[group, :seen]
             x, inner = work.tile.values(queries, some, b, work.scale)
