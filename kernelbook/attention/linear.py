@@ -32,7 +32,7 @@ __all__ = ["linear", "does", "refusal", "drawback", "crossover", "RecurrentState
 CHUNK = 2 ** 18
 
 #: The most rows of a chunk: of a full pass, of a causal one by features, and of one by the kernel's definition.
-ROWS = 512, 128, 128
+ROWS = 512, 64, 128
 
 
 # ------------------------------------------------------------------------------------------------- the choice
