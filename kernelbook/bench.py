@@ -264,7 +264,7 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
-def peak_bytes(once: Callable[[], Any], device: str = "cpu") -> int:
+def peak_bytes(once: Callable[[], Any], device: str = "cpu", *, warm: bool = True) -> int:
     """The most memory that torch has allocated at one time during a call, beyond what there was before it.
 
     On the CPU the profiler's list of every allocation and release is added up.  Scratch space that a library such as
@@ -273,15 +273,18 @@ def peak_bytes(once: Callable[[], Any], device: str = "cpu") -> int:
     Parameters
     ----------
     once : callable
-        Called twice: the first time is not counted.
+        What to call.
     device : str
         Where it computes.
+    warm : bool
+        Whether to call it once before, so that what it makes once does not count.
 
     Returns
     -------
     int
     """
-    once()
+    if warm:
+        once()
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -359,6 +362,8 @@ def _own_candidates(shape: Shape, compiled: bool) -> Iterator[Candidate]:
             skipped = None
             if (shape.n > 512 or shape.causal) and name not in _IN_FULL and path not in taken:
                 skipped = "not what auto takes"
+            if path == "exact" and shape.causal:
+                skipped = "as slow as without the mask"
             if path == "exact" and shape.n > own.exact_to:
                 skipped = f"too long for the definition, with n n d = {shape.elements:.1e} in all"
             rank = own.kernel.feature_dimension(shape.d)
@@ -657,7 +662,8 @@ def _memory(setting: Setting, shape: Shape, compiled: bool) -> Block:
         for c in good:
             note(c.name)
             try:
-                size = (inputs + peak_bytes(c.work(PASSES[1], q, k, v, g), setting.device)) / 1e6
+                work = c.work(PASSES[1], q, k, v, g)
+                size = (inputs + peak_bytes(work, setting.device, warm="compile" in c.name)) / 1e6
             except Exception as error:
                 rows.append({"candidate": c.name, **c.about, "failed": _message(error)})
                 continue
@@ -682,7 +688,7 @@ def _long(setting: Setting, name: str, shapes: list[Shape], which: str) -> Block
             tensors = shape.tensors()
             work[str(shape.n)] = c.work(which, *tensors)
             note(f"memory at n = {shape.n:,}")
-            size = peak_bytes(work[str(shape.n)], setting.device) + _bytes(tensors[:3])
+            size = peak_bytes(work[str(shape.n)], setting.device, warm=False) + _bytes(tensors[:3])
             rows.append({"candidate": name, **c.about, "n": shape.n, "d": shape.d, "heads": shape.heads,
                          "causal": shape.causal, "pass": which, "megabytes": size / 1e6})
         note("timing")
