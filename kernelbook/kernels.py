@@ -48,6 +48,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import math
 import numbers
 from collections.abc import Callable
@@ -448,6 +449,8 @@ def check_points(q: Tensor, k: Tensor) -> None:
         raise TypeError(f"q and k must be of one dtype, but are {q.dtype} and {k.dtype}")
     if q.device != k.device:
         raise ValueError(f"q and k must be on one device, but are on {q.device} and {k.device}")
+    if q.shape[:-2] == k.shape[:-2]:
+        return
     try:
         torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
     except RuntimeError:
@@ -805,6 +808,23 @@ class Polynomial(_Scaled):
         return (_dot(q, k, self.scale) + self.offset) ** self.degree
 
 
+@functools.cache
+def _taylor_minimum(degree: int) -> float:
+    """The least value of the Taylor polynomial of an even degree."""
+    if degree == 0 or degree % 2:
+        return 1.0 if degree == 0 else -math.inf
+
+    # The derivative of T_N is T_{N-1}; where it vanishes, T_N is a^N/N!, positive because N is even.
+    def polynomial(a: float, n: int) -> float:
+        return math.fsum([a ** i / math.factorial(i) for i in range(n + 1)])
+
+    low, high = -float(degree), 0.0         # T_{N-1}, of odd degree, changes sign once, in here
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if polynomial(middle, degree - 1) > 0 else (middle, high)
+    return high ** degree / math.factorial(degree)
+
+
 @register("taylor")
 @dataclass(frozen=True, repr=False)
 class Taylor(_Scaled):
@@ -830,6 +850,7 @@ class Taylor(_Scaled):
         super().__post_init__()
         _require(isinstance(self.degree, int) and 0 <= self.degree <= 40,
                  f"Taylor: degree must be an integer from 0 to 40, not {self.degree!r}")
+        object.__setattr__(self, "_least", _taylor_minimum(self.degree))        # not a field: the degree says it
 
     @property
     def range(self) -> Interval:
@@ -837,18 +858,7 @@ class Taylor(_Scaled):
             return Interval(1.0, 1.0, closed_low=True, closed_high=True)
         if self.degree % 2:
             return ANY_REAL
-        return Interval(self._minimum(), math.inf, closed_low=True)
-
-    def _minimum(self) -> float:
-        # The derivative of T_N is T_{N-1}; where it vanishes, T_N is a^N/N!, positive because N is even.
-        def polynomial(a: float, n: int) -> float:
-            return math.fsum([a ** i / math.factorial(i) for i in range(n + 1)])
-
-        low, high = -float(self.degree), 0.0        # T_{N-1}, of odd degree, changes sign once, in here
-        for _ in range(80):
-            middle = (low + high) / 2
-            low, high = (low, middle) if polynomial(middle, self.degree - 1) > 0 else (middle, high)
-        return high ** self.degree / math.factorial(self.degree)
+        return Interval(self._least, math.inf, closed_low=True)
 
     @property
     def formula(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..kernels import Kernel
 
-__all__ = ["Call"]
+__all__ = ["Call", "leading"]
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,16 @@ class Call:
     def of(cls, q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, mask: Tensor | None, causal: bool, dropout: float,
            normaliser: str) -> Call:
         """The description of checked arguments."""
-        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        batch = leading(q, k, v)
         n, m = q.shape[-2], k.shape[-2]
         kind = "none" if mask is None else "keys" if mask.ndim < 2 or mask.shape[-2] == 1 else "pairs"
         gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         return cls(kernel, normaliser, n, m, q.shape[-1], v.shape[-1], math.prod(batch), kind, causal, dropout, q.dtype,
                    q.device.type, gradient)
+
+
+def leading(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
+    """The leading axes of checked points and values, broadcast."""
+    if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:        # as in a module; broadcast_shapes takes microseconds
+        return q.shape[:-2]
+    return torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])

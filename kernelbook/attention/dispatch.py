@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -14,7 +13,7 @@ from ..kernels import Kernel, check_points, get
 from . import fused as _fused
 from . import linear as _linear
 from . import tiled as _tiled
-from .call import Call
+from .call import Call, leading
 from .definition import check_mask, check_normaliser, exact
 
 __all__ = ["attend", "explain", "Plan", "PATHS"]
@@ -93,7 +92,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None,
         raise TypeError(f"v must have the dtype and device of q and k, {q.dtype} on {q.device}, "
                         f"but is {v.dtype} on {v.device}")
     try:
-        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        batch = leading(q, k, v)
     except RuntimeError:
         raise ValueError(f"the leading axes of q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} "
                          "do not broadcast") from None
