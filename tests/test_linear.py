@@ -101,6 +101,18 @@ def test_half_precision_is_summed_in_single(dtype):
         assert got.dtype is dtype and error([got.double()], [expected]) < 2 * torch.finfo(dtype).eps
 
 
+def test_autocast_rounds_the_result_only():
+    q, k, v = (x.float().requires_grad_() for x in problem(1, 70, 70, d=16, batch=((2,), (2,), (2,))))
+    for kernel, causal in ((Quadratic(), False), (ELU, True), (POSITIVE, True)):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = attend(q, k, v, kernel, causal=causal, path="linear")
+            gradients = torch.autograd.grad(got.float().sum(), (q, k, v))
+        expected = attend(q, k, v, kernel, causal=causal, path="linear")
+        assert got.dtype is torch.bfloat16 and torch.equal(got, expected.bfloat16())
+        for x, y in zip(gradients, torch.autograd.grad(expected.sum(), (q, k, v)), strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
 def test_layouts_and_empty_axes(small_chunks):
     q, k, v = problem(1, 20, 30, batch=((2, 3), (2, 3), (2, 3)))
     turned = [x.transpose(0, 2).contiguous().transpose(0, 2) for x in (q, k, v)]

@@ -3,8 +3,9 @@
 from .cache import Cache
 from .definition import NORMALISERS, visible_keys, weights
 from .dispatch import PATHS, Plan, attend, explain
+from .linear import RecurrentState
 from .module import KernelAttention
 from .tiled import compiling
 
-__all__ = ["attend", "explain", "weights", "KernelAttention", "Cache", "NORMALISERS", "PATHS", "Plan", "visible_keys",
-           "compiling"]
+__all__ = ["attend", "explain", "weights", "KernelAttention", "Cache", "RecurrentState", "NORMALISERS", "PATHS",
+           "Plan", "visible_keys", "compiling"]

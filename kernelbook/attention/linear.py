@@ -6,7 +6,8 @@ With features :math:`\kappa(q,k)=\Phi(q)\cdot\Psi(k)`, as :func:`kernelbook.feat
 
 Causal attention goes through the sequence in chunks: the state :math:`(S,z)` holds the chunks before, and within a
 chunk the kernel's matrix is computed.  Time and memory are linear in the length, in the backward pass too, which
-computes the features again.  :class:`RecurrentState` is the same state, for decoding token by token.
+computes the features again.  :class:`~kernelbook.attention.RecurrentState` is the same state, for decoding token by
+token.
 """
 
 from __future__ import annotations
@@ -552,6 +553,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        if _autocast(grad.device.type):
+            with torch.autocast(grad.device.type, enabled=False):
+                return _Linear.backward(ctx, grad)
         how, (q, k, v, see, out, *kept) = ctx.how, ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():         # a gradient of this gradient is asked for: by torch's own rules then
@@ -592,6 +596,10 @@ def linear(
     n, m = q.shape[-2], k.shape[-2]
     if n == 0 or m == 0:
         return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
+    if _autocast(q.device.type):        # it would round features and states; only the result has its type
+        dtype = torch.get_autocast_dtype(q.device.type) if q.dtype is torch.float32 else q.dtype
+        with torch.autocast(q.device.type, enabled=False):
+            return linear(q, k, v, kernel, mask=mask, causal=causal, normaliser=normaliser).to(dtype)
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     how = _how(kernel, q, causal, normaliser)
     see = None
@@ -609,6 +617,10 @@ def linear(
         out = out / _counts(n - blind, m, see, causal, out).clamp_min(1)
     out = F.pad(out, (0, 0, blind, 0)) if blind else out
     return out.reshape(*batch, n, v.shape[-1]).to(q.dtype)
+
+
+def _autocast(device: str) -> bool:
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
 def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:

@@ -1,12 +1,12 @@
 r"""Kernels that are given by a feature map: :math:`\kappa(q,k)=\Phi(q)\cdot\Phi(k)` by definition.
 
-Some of them were invented for linear-time attention (:class:`EluFeatures`); others estimate a kernel of infinite
-dimension, from random draws (:class:`PositiveFeatures`, :class:`FourierFeatures`) or from the nodes of a quadrature
-rule (:class:`QuadratureFeatures`).  An estimate is a kernel in its own right, with finitely many features: how near it
-is to the kernel that it is an estimate of is another question.
+Some of them were invented for linear-time attention, as elu + 1 was; others estimate a kernel of infinite dimension,
+from random draws or from the nodes of a quadrature rule.  An estimate is a kernel in its own right, with finitely many
+features: how near it is to the kernel that it is an estimate of is another question.
 
-Each map has a kernel with the same options, a :class:`FeatureKernel`, which :func:`kernelbook.kernels.get` makes of its
-name: ``"elu"``, ``"positive_features"``, ``"fourier_features"``, ``"quadrature_features"``.
+Each map has a kernel with the same options, a :class:`~kernelbook.features.FeatureKernel`, which
+:func:`kernelbook.kernels.get` makes of its name: ``"elu"``, ``"positive_features"``, ``"fourier_features"``,
+``"quadrature_features"``.
 """
 
 from __future__ import annotations
@@ -299,7 +299,8 @@ class FeatureKernel(Kernel):
 @register("elu", listed=False)
 @dataclass(frozen=True, repr=False)
 class Elu(FeatureKernel):
-    r"""The kernel of :class:`EluFeatures`: :math:`\sum_l(\operatorname{elu}(q_l)+1)(\operatorname{elu}(k_l)+1)`.
+    r"""The kernel :math:`\sum_l(\operatorname{elu}(q_l)+1)(\operatorname{elu}(k_l)+1)`, of
+    :class:`~kernelbook.features.EluFeatures`.
 
     References
     ----------
@@ -333,7 +334,7 @@ class _PositiveKernel(FeatureKernel):
 @register("positive_features", listed=False)
 @dataclass(frozen=True, repr=False)
 class Positive(_PositiveKernel):
-    r"""The kernel of :class:`PositiveFeatures`, an estimate of :math:`e^{s\,q\cdot k}`.
+    r"""The kernel of :class:`~kernelbook.features.PositiveFeatures`, an estimate of :math:`e^{s\,q\cdot k}`.
 
     Parameters
     ----------
@@ -361,7 +362,7 @@ class Positive(_PositiveKernel):
 @register("fourier_features", listed=False)
 @dataclass(frozen=True, repr=False)
 class Fourier(FeatureKernel):
-    r"""The kernel of :class:`FourierFeatures`, an estimate of the Gaussian kernel that may be negative.
+    r"""The kernel of :class:`~kernelbook.features.FourierFeatures`, an estimate of the Gaussian that may be negative.
 
     Parameters
     ----------
@@ -389,7 +390,7 @@ class Fourier(FeatureKernel):
 @register("quadrature_features", listed=False)
 @dataclass(frozen=True, repr=False)
 class Quadrature(_PositiveKernel):
-    r"""The kernel of :class:`QuadratureFeatures`, an approximation of :math:`e^{s\,q\cdot k}`.
+    r"""The kernel of :class:`~kernelbook.features.QuadratureFeatures`, an approximation of :math:`e^{s\,q\cdot k}`.
 
     Parameters
     ----------

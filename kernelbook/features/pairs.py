@@ -203,7 +203,8 @@ def pair_of(kernel: Kernel) -> tuple[FeatureMap, FeatureMap]:
     ----------
     kernel : Kernel
         ``Taylor``, ``Polynomial`` with any offset, ``Quadratic``, ``Linear``, ``Cosine``, ``Constant``, ``L2Squared``,
-        a :class:`FeatureKernel`, or a sum, product, multiple, direct sum or tensor product of such.
+        a :class:`~kernelbook.features.FeatureKernel`, or a sum, product, multiple, direct sum or tensor product of
+        such.
 
     Returns
     -------
