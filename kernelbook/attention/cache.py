@@ -3,7 +3,7 @@ r"""Attention to keys that come one after another, as in decoding: what has been
 A :class:`Cache` holds the keys and values themselves, in buffers that double when they are full, so that appending
 :math:`m` of them one at a time copies fewer than :math:`2m` rows.  One query then takes :math:`O(md)` operations, for
 every kernel and every normaliser.  For a kernel of finite rank it may hold the sums over the keys instead, a
-:class:`kernelbook.attention.linear.RecurrentState`: a step then takes the same time however many keys there have been.
+:class:`kernelbook.attention.RecurrentState`: a step then takes the same time however many keys there have been.
 """
 
 from __future__ import annotations
