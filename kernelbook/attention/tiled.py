@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from .. import kernels
@@ -510,12 +509,12 @@ def _hidden(mask: Tensor | None, index: Tensor | None, group: slice, rows: slice
     """Where the mask hides a tile's keys: broadcasts to ``(b, r, seen)``."""
     if mask is None:
         return None
+    if mask.shape[-2] > 1:
+        mask = mask[:, rows]
     if index is not None:
         mask = mask[index[group]]
     elif len(mask) > 1:
         mask = mask[group]
-    if mask.shape[-2] > 1:
-        mask = mask[:, rows]
     return ~(mask[..., :seen] if mask.shape[-1] > 1 else mask)
 
 
@@ -572,17 +571,34 @@ class _Tiled(torch.autograd.Function):
     """Queries ``(b, n, d)``, keys ``(b, m, d)`` and values ``(b, m, d_v)`` to outputs; a bias of keys ``(b, m)``."""
 
     @staticmethod
-    def forward(ctx, q, k, v, bias, mask, index, seed, work):
-        out = _forward(q, k, v, bias, mask, index, seed, work)
-        ctx.save_for_backward(q, k, v, bias, mask, index, seed, out)
-        ctx.work = work
-        return out
+    def forward(q, k, v, bias, mask, index, seed, work):
+        return _forward(q, k, v, bias, mask, index, seed, work)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.work = inputs
+        ctx.save_for_backward(*tensors, output)
+
+    @staticmethod
     def backward(ctx, grad):
-        q, k, v, bias, mask, index, seed, out = ctx.saved_tensors
-        return *_backward(grad, q, k, v, bias, mask, index, seed, out, ctx.work), None, None, None, None
+        gradient = _TiledGradient.apply if torch.is_grad_enabled() else _backward
+        return *gradient(grad, *ctx.saved_tensors, ctx.work), None, None, None, None
+
+
+class _TiledGradient(torch.autograd.Function):
+    """The gradient of :class:`_Tiled`, a function of its own so that a second derivative meets an error."""
+
+    @staticmethod
+    def forward(*arguments):
+        return _backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("tiles have no second derivatives; use path='exact'")
 
 
 def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | None:
