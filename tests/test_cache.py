@@ -180,7 +180,7 @@ def test_a_state_is_held_where_it_is_cheaper(monkeypatch):
     assert once.kind == "keys" and "from 9 keys on" in once.explain()
     for options, words in [({"kind": "keys"}, "not to be held"), ({"path": "exact"}, "the path is 'exact'"),
                            ({"normaliser": "abs-sum", "kernel": kernels.Linear()}, "'abs-sum'"),
-                           ({"kernel": RBF()}, "no state: RBF")]:
+                           ({"kernel": RBF()}, "no finite features")]:
         cache = Cache(**({"kernel": kernel} | options))
         close(*pieces_of(cache.kernel, cache, [1] * 12))
         assert cache.kind == "keys" and words in cache.explain()
