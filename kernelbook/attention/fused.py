@@ -8,9 +8,10 @@ Gaussian kernel has :math:`-\lVert k_j\rVert^2/2\sigma^2`, there are two ways:
 * elsewhere it is one more coordinate, :math:`(q,1)\cdot(k,\,b/c)`; in half precision two, for what one such number
   rounds away is the largest error of the logits.
 
-Neither costs precision near the origin.  Far from it the Gaussian kernel's terms cancel, as in any method that expands
-the square: in float32, points at a distance of 100 from it lose two digits.  Subtract the keys' mean from both queries
-and keys beforehand, which the kernel does not notice.
+Neither costs precision near the origin.  Far from it the Gaussian kernel's terms cancel, as wherever the square is
+expanded: in float32, a shift of all 64 coordinates by 10 costs two digits of the output, by 100 four.  The kernel does
+not notice if the mean of the keys is subtracted from queries and keys beforehand; that costs a copy of both, and what
+a cache keeps of a key must not depend on the others, so it is not done unasked.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def fused(
         see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
     else:
-        bias = _two_batch_axes(bias.unsqueeze(-2), batch)
+        bias = _two_batch_axes(bias.to(q.dtype).unsqueeze(-2), batch)
         if mask is not None and mask.shape[-2] == 1:
             bias, mask = torch.where(mask, bias, -torch.inf), None
         out = _Biased.apply(q, k, v, bias, mask, causal, scale)
