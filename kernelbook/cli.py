@@ -64,6 +64,8 @@ def _app(version: Annotated[bool, typer.Option("--version", callback=_version, i
 # ------------------------------------------------------------------------- train
 
 def _option_value(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     for kind in (int, float):
         try:
             return kind(text)

@@ -58,9 +58,7 @@ def test_the_library_knows_them_by_name(phi):
     assert NAMES[name] is type(phi) and name not in kernels.available()
     options = {f.name: getattr(phi, f.name) for f in dataclasses.fields(phi)}
     assert kernels.get(name, **options) == kernel
-    asked = [f"{key}={value}" for key, value in kernel.options().items() if value is not False]
-    if len(asked) == len(kernel.options()):
-        assert cli._kernel(name, asked) == kernel
+    assert cli._kernel(name, [f"{key}={value}" for key, value in kernel.options().items()]) == kernel
     with pytest.raises(ValueError, match=f"did you mean '{name}'(?s:.*)given by features: .*{name}"):
         kernels.get(name.upper())
 

@@ -49,8 +49,9 @@ def refusal(call: Call) -> str | None:
     """Why the linear path cannot serve a call, or None if it can."""
     kernel = call.kernel
     if not features.has_pair(kernel):
-        return (f"{kernel!r} has no finite features here; kernels of its kind that have: 'positive_features' and "
-                "'taylor' for EDP, 'fourier_features' for RBF")
+        # Asked on every call: the kernel's own text would take longer to make than all else.
+        return (f"the kernel {type(kernel).__name__} has no finite features here; of its kind are 'positive_features' "
+                "and 'taylor' for EDP, 'fourier_features' for RBF")
     if (rank := kernel.feature_dimension(call.d)) > LIMIT:
         return f"{kernel!r} has {rank:,} features at width {call.d}, more than {LIMIT:,}"
     if call.mask == "pairs":
@@ -74,8 +75,8 @@ def drawback(call: Call) -> str | None:
     return None
 
 
-#: Crossovers are a + c D for D features: for the squared distance, for features made one by one (random ones, say),
-#: and for products of coordinates; each without and with causality.  Measured by ``benchmarks/crossover.py``.
+#: The numbers a and c of :func:`crossover`, without causality and with it, for the squared distance, for features made
+#: one by one, and for products of coordinates.
 CROSSOVERS = {"distance": ((48, 0.25), (48, 0.25)), "features": ((96, 0.5), (160, 0.75)),
               "products": ((320, 1.3), (900, 2.2))}
 

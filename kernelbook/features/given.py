@@ -281,12 +281,13 @@ class FeatureKernel(Kernel):
     _map: ClassVar[type[FeatureMap]]
 
     def __post_init__(self) -> None:
-        self.map        # noqa: B018 - it checks the options
+        made = self._map(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        object.__setattr__(self, "_made", made)
 
     @property
     def map(self) -> FeatureMap:
         """The feature map, with the options of the kernel."""
-        return self._map(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return self._made
 
     def feature_dimension(self, d: int) -> float:
         return self.map.dimension(d)
