@@ -356,6 +356,8 @@ def bench(
             record = benchmark.run(setting, file, resume=resume, overwrite=overwrite, report=progress)
         except KeyboardInterrupt:
             progress.bar.stop()
+            if not progress.done:
+                _fail("stopped before the first block was complete", 130)
             words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
             _fail(f"stopped; what was measured is in {file}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
     _show_costs(record)
@@ -378,6 +380,7 @@ class _Blocks:
                             TextColumn("{task.fields[note]}", style="dim"), console=err, transient=True,
                             disable=not err.is_terminal)
         self.task = self.bar.add_task("", total=None, note="")
+        self.done = 0
 
     def __enter__(self) -> _Blocks:
         self.bar.start()
@@ -392,6 +395,8 @@ class _Blocks:
                             note="")
             if not err.is_terminal:
                 err.print(f"{event['number'] + 1}/{event['of']}  {event['block']}", highlight=False, markup=False)
+        elif "rows" in event:
+            self.done += 1
         elif "doing" in event:
             self.bar.update(self.task, note=event["doing"])
 

@@ -234,6 +234,26 @@ def test_a_record_is_neither_replaced_nor_mixed_unasked(two_blocks, tmp_path):
             bench.load(path)
 
 
+def test_stopping_says_how_to_go_on(two_blocks, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["kernelbook", "bench", "--out", "record.json"])
+    run, stop_at = bench.run, []
+
+    def interrupted(*args, report, **options):
+        def told(event):
+            report(event)
+            if event.get("block") in stop_at:
+                raise KeyboardInterrupt
+        return run(*args, report=told, **options)
+
+    monkeypatch.setattr(bench, "run", interrupted)
+    for stop_at[:], message in ((["attention one"], "before the first block"),
+                                (["attention two"], "record.json --resume")):
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 130 and message in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("wrong", [{"threads": 0}, {"rounds": 0}, {"device": "mps"}, {"device": "cuda"}])
 def test_a_setting_that_cannot_be_is_refused(wrong):
     if wrong.get("device") == "cuda" and torch.cuda.is_available():
