@@ -1104,9 +1104,16 @@ def run(setting: Setting = Setting(), out: str | os.PathLike | None = None, *, r
             record["complete"] = len(record["blocks"]) == len(todo)
             record["provenance"]["wall_time_s"] = spent + time.perf_counter() - start
             if out is not None:
-                write_whole(out, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+                write_whole(out, _text(record))
             report({"rows": rows})
     return record
+
+
+def _text(record: dict[str, Any]) -> str:
+    """As JSON, a row a line."""
+    rows = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in record["rows"])
+    rest = {key: value for key, value in record.items() if key != "rows"}
+    return json.dumps(rest, indent=1, ensure_ascii=False).removesuffix("\n}") + f',\n "rows": [\n  {rows}\n ]\n}}\n'
 
 
 def _plain(row: Row) -> Row:
