@@ -49,9 +49,8 @@ def refusal(call: Call) -> str | None:
     """Why the linear path cannot serve a call, or None if it can."""
     kernel = call.kernel
     if not features.has_pair(kernel):
-        # Asked on every call: the kernel's own text would take longer to make than all else.
-        return (f"the kernel {type(kernel).__name__} has no finite features here; of its kind are 'positive_features' "
-                "and 'taylor' for EDP, 'fourier_features' for RBF")
+        return (f"{kernel!r} has no finite features here; kernels of its kind that have: 'positive_features' and "
+                "'taylor' for EDP, 'fourier_features' for RBF")
     if (rank := kernel.feature_dimension(call.d)) > LIMIT:
         return f"{kernel!r} has {rank:,} features at width {call.d}, more than {LIMIT:,}"
     if call.mask == "pairs":
