@@ -30,7 +30,8 @@ POSITIVE = kernels.get("positive_features", count=12)
 KERNELS = [Quadratic(), Taylor(), Taylor(degree=1), Taylor(degree=3), Linear(), L2Squared(), L2Squared(scale=0.3),
            ELU, POSITIVE, kernels.get("quadrature_features", count=9), FOURIER, Cosine(), Constant(2.0),
            Polynomial(degree=2, offset=0.4), Polynomial(offset=-0.5), Polynomial(degree=1, scale=2.0),
-           0.5 * Quadratic(), -Linear(), Quadratic() + L2Squared(), Quadratic() * ELU,
+           0.5 * Quadratic(), -Linear(), Quadratic() + L2Squared(), Quadratic() * ELU, 2 * ELU, 0.5 * POSITIVE,
+           -0.5 * FOURIER,
            TensorProduct(Quadratic(), ELU, 1), DirectSum(Cosine(), Taylor(), 2)]
 SIZES = [(5, 5), (3, 8), (8, 3), (1, 6), (6, 1), (20, 20), (17, 30)]
 
@@ -140,6 +141,31 @@ def test_rows_with_nothing_to_see_are_zeros(kernel, small_chunks):
             assert (blind == 0).all()
             for x in torch.autograd.grad(blind.sum(), (q, k, v), allow_unused=True):
                 assert x is None or (x == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_positive_features_that_lie_far_apart_are_left_to_the_definition(dtype, small_chunks):
+    q, k, v = (x.to(dtype) for x in problem(6, 40, 40, batch=((2,), (2,), (2,))))
+    q, k = 300 * (q - 1), 300 * (k - 1) * torch.linspace(2, 0.1, 40, dtype=dtype)[:, None]
+    for causal in (False, True):
+        got, expected = (results(path, *(x.to(torch.float64) if path == "exact" else x for x in (q, k, v)), POSITIVE,
+                                 causal=causal)[0] for path in ("linear", "exact"))
+        assert error([got.double()], [expected]) < (0.1 if dtype is torch.float32 else 1e-9)
+
+
+@pytest.mark.parametrize("kernel", [Quadratic(), ELU, POSITIVE, L2Squared()], ids=repr)
+def test_transforms_of_functions(kernel):
+    q, k, v = problem(8, 6, 6, batch=((3, 2), (3, 2), (3, 2)))
+    def loss(path, *qkv):
+        return attend(*qkv, kernel, path=path, causal=True).square().sum()
+
+    for turn in (lambda f: f, torch.vmap):
+        got, expected = (turn(torch.func.grad(functools.partial(loss, path), (0, 1, 2)))(q, k, v)
+                         for path in ("linear", "exact"))
+        assert error(got, expected) < 1e-12
+    with torch.no_grad():
+        rows = torch.vmap(functools.partial(loss, "linear"))(q, k, v)
+    assert error([rows.sum()], [loss("exact", q, k, v)]) < 1e-12
 
 
 def test_a_row_sum_of_zero_gives_zeros():
@@ -316,6 +342,14 @@ def test_rows_of_a_state_can_be_selected():
         got = state.attend(q[index][..., 4:, :], k[index][..., 4:, :], v[index][..., 4:, :], causal=True)
         expected = attend(q, k, v, kernel, causal=True, normaliser=normaliser, path="exact")[index][..., 4:, :]
         assert error([got], [expected]) < 1e-12
+
+
+def test_a_state_says_when_its_sums_underflow():
+    q, k, v = (x.float() for x in problem(3, 60, 60, d=8, batch=((), (), ())))
+    state = RecurrentState(POSITIVE)
+    state.append(200 * (k - 1), v)
+    with pytest.raises(FloatingPointError, match="Cache"):
+        state.attend(200 * (q - 1))
 
 
 STATE = RecurrentState("elu")

@@ -26,6 +26,7 @@ from ..features import LIMIT, FeatureKernel, FeatureMap
 from ..kernels import Kernel, get
 from .call import Call
 from .definition import check_mask, check_normaliser
+from .tiled import tiled
 
 __all__ = ["linear", "does", "refusal", "drawback", "crossover", "RecurrentState"]
 
@@ -117,6 +118,12 @@ def _by_gram(kernel: Kernel, d: int, rank: float) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------- features of rows
+
+def _recorded() -> bool:
+    """Whether somebody follows what is computed, and tensors are better made anew than written to."""
+    return (torch.is_grad_enabled() or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active())
+
 
 class _Rows:
     """The features of the rows of an array, and the gradient of the rows from that of their features."""
@@ -221,7 +228,7 @@ class _PolynomialRows(_Rows):
         pieces += [factors[1] * x] if a[1] else []
         pairs = [(x[..., start:start + self.BLOCK, None], self._second(x, start)[..., None, :])
                  for start in range(0, x.shape[-1], self.BLOCK)] if a[2] else []
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if _recorded():
             return torch.cat([*pieces, *((first * second).flatten(-2) for first, second in pairs)], -1)
         out, at = x.new_empty(*x.shape[:-1], self.dimension(x.shape[-1])), 0       # written at once, not copied there
         for piece in pieces:
@@ -280,8 +287,8 @@ def _rows(kernel: Kernel, summed: bool) -> tuple[_Rows, _Rows]:
     phi, psi = features.pair_of(kernel)
     if summed and hasattr(phi, "log"):
         return _LogRows(phi), _LogRows(psi)
-    rows = {features.EluFeatures: _EluRows, features.FourierFeatures: _FourierRows}.get(type(phi), _Rows)
-    return rows(phi), rows(psi)
+    fast = {features.EluFeatures: _EluRows, features.FourierFeatures: _FourierRows}
+    return fast.get(type(phi), _Rows)(phi), fast.get(type(psi), _Rows)(psi)
 
 
 # ------------------------------------------------------------------------------------------------- the computation
@@ -342,7 +349,7 @@ class _State:
 
     def add(self, f: Tensor, v: Tensor) -> None:
         """Take in keys with these features, and their values."""
-        if torch.is_grad_enabled():
+        if _recorded():
             self.s = torch.baddbmm(self.s, f.mT, v)
         else:
             self.s.baddbmm_(f.mT, v)
@@ -378,7 +385,7 @@ def _absorb(how: _How, k: Tensor, v: Tensor, see: Tensor | None, state: _State) 
 def _read(how: _How, q: Tensor, state: _State) -> tuple[Tensor, Tensor | None]:
     """What queries get that see all keys of the state, and their row sums."""
     out, totals = [], []
-    for start in range(0, q.shape[-2], how.rows):
+    for start in range(0, max(q.shape[-2], 1), how.rows):
         f = _queries(how, _part(q, start, how.rows, how.dtype))
         out.append(f @ state.s)
         totals.append(None if state.z is None else (f * state.z).sum(-1, keepdim=True))
@@ -549,10 +556,13 @@ class _Linear(torch.autograd.Function):
             kept += [inverse, state.s, state.z, state.top]
         ctx.how = how
         ctx.save_for_backward(q, k, v, see, out, *kept)
-        return out
+        inverse = torch.cat(kept[::4]) if how.queries.logs and kept else None
+        if inverse is not None:
+            ctx.mark_non_differentiable(inverse)
+        return out, inverse
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _=None):
         if _autocast(grad.device.type):
             with torch.autocast(grad.device.type, enabled=False):
                 return _Linear.backward(ctx, grad)
@@ -592,7 +602,10 @@ def linear(
     dropout: float = 0.0,
     normaliser: str = "sum",
 ) -> Float[Tensor, "*batch n d_v"]:
-    """Attention by the features of a kernel, in time and memory linear in the numbers of queries and keys."""
+    """Attention by the features of a kernel, in time and memory linear in the numbers of queries and keys.
+
+    Where positive features lie so far apart that a row sum of them underflows, it is left to the tiled path.
+    """
     n, m = q.shape[-2], k.shape[-2]
     if n == 0 or m == 0:
         return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
@@ -606,13 +619,16 @@ def linear(
     if mask is not None:
         lead = batch if mask.ndim > 2 else ()
         see = mask.expand(*lead, 1, m).reshape(math.prod(lead), m, 1)
+    given = q, k, v
     blind = max(n - m, 0) if causal else 0      # queries before the first key
     q, k, v = (x.expand(*batch, *x.shape[-2:]).reshape(math.prod(batch), *x.shape[-2:])
                for x in (q[..., blind:, :], k, v))
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         out, _ = _forward(how, q, k, v, see, _State.empty(how, k, v))
     else:
-        out = _Linear.apply(how, q, k, v, see)
+        out, inverse = _Linear.apply(how, q, k, v, see)
+        if how.queries.logs and _underflows(inverse, _counts(n - blind, m, see, causal, out)):
+            return tiled(*given, kernel, mask=mask, causal=causal, normaliser=normaliser)
     if normaliser == "count":
         out = out / _counts(n - blind, m, see, causal, out).clamp_min(1)
     out = F.pad(out, (0, 0, blind, 0)) if blind else out
@@ -625,6 +641,8 @@ def _autocast(device: str) -> bool:
 
 def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:
     summed = normaliser not in ("none", "count")
+    while summed and type(kernel) is kernels.Scaled:        # the row sum divides the factor away
+        kernel = kernel.base
     queries, keys = _rows(kernel, summed)
     d = q.shape[-1]
     rank = queries.dimension(d)
@@ -634,6 +652,14 @@ def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:
     group = max(1, CHUNK // (rows * max(rank, 1)))
     dtype = torch.promote_types(q.dtype, torch.float32)
     return _How(kernel, queries, keys, summed, causal, by_gram, rows, group, dtype)
+
+
+def _underflows(inverse: Tensor | None, seen: Tensor) -> bool:
+    """Whether a query that sees keys has a row sum so small that the numbers in it are rounded to 0 or nearly so."""
+    if inverse is None:
+        return False
+    most = torch.finfo(inverse.dtype).eps / torch.finfo(inverse.dtype).tiny * 2.0 ** -10
+    return bool((((inverse == 0) | (inverse > most)) & (seen > 0)).any())
 
 
 def _counts(n: int, m: int, see: Tensor | None, causal: bool, like: Tensor) -> Tensor:
@@ -755,7 +781,9 @@ class RecurrentState:
         self._check(q=q)
         how = _how(self.kernel, q, False, self.normaliser)
         with torch.no_grad():
-            return self._shaped(*_read(how, self._flat(q), self._state), self._seen, q)
+            out, total = _read(how, self._flat(q), self._state)
+            self._check_total(total)
+            return self._shaped(out, total, self._seen, q)
 
     def select(self, index: Int[Tensor, " rows"]) -> None:
         """Keep these rows of the first axis, in this order; one may be kept several times.
@@ -807,7 +835,16 @@ class RecurrentState:
                 self._seen = counts[:, -1:]
             if q is None:
                 return _absorb(how, k, v, see, self._state)
-            return self._shaped(*_follow(how, self._flat(q), k, v, see, self._state), counts, q)
+            out, total = _follow(how, self._flat(q), k, v, see, self._state)
+            self._check_total(None if total is None else total[:, -1:])     # this query has seen all in the state
+            return self._shaped(out, total, counts, q)
+
+    def _check_total(self, total: Tensor | None) -> None:
+        if total is not None and self._state.top is not None and _underflows(
+                _inverse(total), self._state.z.sum(-1, keepdim=True)):
+            raise FloatingPointError(f"the features of {self.kernel!r} lie so far apart that their row sum underflows "
+                                     f"in a state of {total.dtype}; kernelbook.attention.Cache(kind='keys') keeps the "
+                                     "keys, and serves them")
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.reshape(math.prod(self._batch), *x.shape[-2:])
