@@ -323,6 +323,17 @@ def test_bad_input_is_named(call, words):
         call()
 
 
+def test_what_is_refused_is_not_counted():
+    for kind in ("keys", "state"):
+        cache = held(kernel="elu", kind=kind)
+        with pytest.raises(TypeError):
+            cache.append(X.double(), X.double())
+        assert len(cache) == 3
+    with pytest.raises(TypeError):
+        cache.attend(X.double(), X, X)              # the keys are taken first
+    assert len(cache) == 6 and cache.attend(X[:, :0]).shape == (2, 0, 4)
+
+
 def test_rows_without_a_leading_axis_cannot_be_selected():
     cache = Cache()
     cache.select(torch.tensor([0]))         # nothing is held yet

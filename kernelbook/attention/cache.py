@@ -181,10 +181,11 @@ class Cache:
 
     def _append(self, k: Tensor, v: Tensor, visible: Tensor | None) -> None:
         start, rows = self._length, k.shape[-2]
-        self._length = start + rows
         if self._state is not None:
-            self._state.append(k, v, visible)
+            self._state.append(k, v, visible)       # or raises: then nothing has been taken in
+            self._length = start + rows
             return
+        self._length = start + rows
         if start == 0 or self._bias is not None:
             bias = self._key_bias(k)
             self._bias = None if bias is None else _put(self._bias, start, bias)
@@ -255,9 +256,10 @@ class Cache:
         if not causal or q.shape[-2] == (1 if k is None else k.shape[-2]):      # else a state could not tell
             self._decide(k, v, rows=q.shape[-2])
         if self._state is not None:
-            out = self._state.attend(q, k, v, visible=visible, causal=causal)
-            self._length += 0 if k is None else k.shape[-2]
-            return out
+            try:
+                return self._state.attend(q, k, v, visible=visible, causal=causal)
+            finally:
+                self._length = len(self._state)     # it may have taken the keys and refused the queries
         if k is not None:
             self._append(k, v, visible)
         self._check_queries(q)
