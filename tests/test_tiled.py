@@ -236,6 +236,7 @@ def test_auto_takes_tiles_where_the_array_would_be_large():
         assert "small" in choice(kernel, 16, 16, 8, gradient=True), "2**16 differences stay with the definition"
     assert choice("exponentiated_intersection", 64, gradient=True) is None
     assert "small" in choice("exponentiated_intersection", 64)
+    assert "small" in choice("l2", 64, gradient=True), "whose definition makes no array of differences"
     assert tiled.refusal(Call(EDP())) is None
     large = [torch.zeros(8, 1024, 16)] * 3
     assert explain(*large, "exponentiated_intersection").path == "tiled"

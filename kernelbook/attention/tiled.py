@@ -394,8 +394,9 @@ def drawback(call: Call) -> str | None:
             small = size <= SMALL_FOR_DEFINITION
         elif isinstance(form.tile, _Products):
             small = weights <= SMALL_FOR_PRODUCTS
-        else:
-            small = size <= (SMALL_FOR_GRADIENT if call.gradient else SMALL_FOR_COORDINATES)
+        else:       # the gradient of torch.minimum is what is slow whole
+            slow = call.gradient and form.tile.rule == _MINIMUM
+            small = size <= (SMALL_FOR_GRADIENT if slow else SMALL_FOR_COORDINATES)
         if not small:
             return None
     return f"so small a problem ({call.batch} times {call.n} queries, {call.m} keys) is quicker whole"
