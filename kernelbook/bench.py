@@ -1077,6 +1077,8 @@ def run(setting: Setting = Setting(), out: str | os.PathLike | None = None, *, r
     ------
     FileError
         If ``out`` exists and neither ``resume`` nor ``overwrite`` is given, or cannot be gone on with, or not written.
+    ValueError
+        If nothing matches ``only``.
     """
     record = _empty(setting, command)
     if out is not None and Path(out).exists() and not overwrite:
@@ -1103,9 +1105,12 @@ def run(setting: Setting = Setting(), out: str | os.PathLike | None = None, *, r
             record["blocks"].append(block.name)
             record["complete"] = len(record["blocks"]) == len(todo)
             record["provenance"]["wall_time_s"] = spent + time.perf_counter() - start
-            if out is not None:
+            if out is not None and (record["rows"] or not setting.only):
                 write_whole(out, _text(record))
             report({"rows": rows})
+    if setting.only and not record["rows"]:
+        raise ValueError(f"nothing that is measured matches {' or '.join(map(repr, setting.only))}; a pattern is part "
+                         "of a name such as 'attention n=512 forward rbf fused' or 'training n=128 rbf'")
     return record
 
 

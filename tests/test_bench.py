@@ -219,6 +219,13 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(two_blocks, tmp_path):
     assert record["provenance"]["versions"]["torch"] == torch.__version__ and record["provenance"]["threads"] == 2
 
 
+def test_a_pattern_that_matches_nothing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "blocks", lambda setting: [bench.Block("attention", "one", lambda note: [])])
+    with pytest.raises(ValueError, match="'rfb'.* is part of a name"):
+        bench.run(Setting(only=("rfb",)), tmp_path / "record.json")
+    assert not (tmp_path / "record.json").exists()
+
+
 def test_a_record_is_neither_replaced_nor_mixed_unasked(two_blocks, tmp_path):
     path = tmp_path / "record.json"
     bench.run(Setting(), path)
