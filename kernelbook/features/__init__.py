@@ -27,13 +27,24 @@ from .explicit import (
 )
 from .explicit import _by_degree as _by_degree
 from .explicit import _monomials as _monomials
-from .given import EluFeatures, FeatureKernel, FourierFeatures, PositiveFeatures, QuadratureFeatures
+from .given import (
+    Elu,
+    EluFeatures,
+    FeatureKernel,
+    Fourier,
+    FourierFeatures,
+    Positive,
+    PositiveFeatures,
+    Quadrature,
+    QuadratureFeatures,
+)
 from .pairs import has_pair, pair_of
 
 __all__ = [
     "FeatureMap", "MultinomialFeatures", "PolynomialFeatures", "QuadraticFeatures", "ConstantFeatures",
     "IntersectionFeatures", "ExponentiatedIntersectionFeatures", "of",
     "EluFeatures", "PositiveFeatures", "FourierFeatures", "QuadratureFeatures", "FeatureKernel",
+    "Elu", "Positive", "Fourier", "Quadrature",
     "pair_of", "has_pair",
     "count", "counts", "truncation_bound", "certified_degree", "tail_norm_bound", "LIMIT",
 ]
