@@ -39,6 +39,7 @@ from .attention import PATHS, KernelAttention, attend, compiling
 from .attention.call import Call
 from .attention.dispatch import choose
 from .decoding import greedy
+from .features import Fourier, Positive
 from .files import FileError, write_whole
 from .kernels import EDP, RBF, Kernel, TensorProduct
 from .models import Transformer, TransformerConfig
@@ -383,7 +384,9 @@ def _own_candidates(shape: Shape, compiled: bool) -> Iterator[Candidate]:
 def _group(kernel: Kernel, call: Call) -> str:
     if PATHS["fused"].refusal(call) is None:
         return "fused"
-    return "finite rank" if math.isfinite(kernel.feature_dimension(call.d)) else "other"
+    if isinstance(kernel, (Positive, Fourier)):     # of far more features than coordinates
+        return "random-feature"
+    return "finite-rank" if math.isfinite(kernel.feature_dimension(call.d)) else "other"
 
 
 # ------------------------------------------------------------------------- other libraries
@@ -1212,7 +1215,7 @@ def _targets() -> list[Target]:
         Target("quadratic features over row chunks, from twice auto's crossover",
                {"suite": "crossover", "kernel": "quadratic", "from_twice_auto": True}, 1.0),
     ]
-    for group, bound in (("fused", 1.15), ("finite rank", 1.15)):
+    for group, bound in (("fused", 1.15), ("finite-rank", 1.15), ("random-feature", 1.15)):
         found.append(Target(f"training step over EDP's, n = 128, {group} kernels",
                             {"suite": "training", "n": 128, "group": group}, bound))
     found += [Target(f"training step over EDP's, n = 128, intersection{label}",
