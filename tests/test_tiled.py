@@ -1,5 +1,6 @@
 """The tiled path against the definition, in tiles so small that there are many; its memory, dropout and compilation."""
 
+import dataclasses
 import math
 
 import pytest
@@ -213,6 +214,32 @@ def test_no_array_of_all_pairs_is_made(kernel, dropout, monkeypatch):
     with Largest() as mode:
         attend(*qkv, kernel, path="exact")
     assert mode.largest >= heads * n * n
+
+
+def test_weights_are_kept_where_they_are_few(monkeypatch):
+    """Up to four keys for each coordinate, the gradient takes the weights from the forward pass."""
+    small_tiles(monkeypatch, 40)
+    made = []
+    values = tiled._Coordinates.values
+    monkeypatch.setattr(tiled._Coordinates, "values", lambda *args: made.append(1) or values(*args))
+    mask = torch.ones(2, 1, 12, dtype=torch.bool)
+    mask[0, :, 3:], mask[1] = False, False
+    for m, times in ((12, 1), (13, 2)):
+        for causal, dropout in ((False, 0.0), (True, 0.0), (False, 0.3)):
+            qkv = [x.round().requires_grad_() for x in draw(0, (2, 9, 3), (2, m, 3), (2, m, 2))]
+            see = torch.nn.functional.pad(mask, (0, m - 12))
+            made.clear()
+            out = tiled.tiled(*qkv, ExponentiatedIntersection(), mask=see, causal=causal, dropout=dropout)
+            forward = len(made)
+            got = out, *torch.autograd.grad(out.square().sum() + out.sum(), qkv)
+            assert len(made) == times * forward > 0
+            if not dropout:
+                expected = with_gradients(exact, qkv, ExponentiatedIntersection(), mask=see, causal=causal)
+                assert error(got, expected) <= 1e-12
+    call = Call(ExponentiatedIntersection(), n=9, m=12, d=3, gradient=True)
+    assert "kept for the backward pass" in tiled.does(call)
+    for other in ({"gradient": False}, {"m": 13}, {"normaliser": "none"}):
+        assert "made anew in the backward pass" in tiled.does(dataclasses.replace(call, **other))
 
 
 def test_masks_of_few_problems_are_not_copied_for_many(monkeypatch):

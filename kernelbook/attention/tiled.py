@@ -1,7 +1,8 @@
 r"""Attention in tiles of a few queries by all their keys: no array of :math:`n\times m` numbers is ever made.
 
-A tile of weights is computed, multiplied by the values and forgotten; the gradient computes it anew.  Memory grows as
-:math:`n d`.  Tiles and keys that a causal mask hides are skipped, which saves about half.
+A tile of weights is computed, multiplied by the values and forgotten; the gradient computes it anew.  Only where there
+are at most four keys for each coordinate are the tiles kept for the gradient.  So memory grows as :math:`n d`.  Tiles
+and keys that a causal mask hides are skipped, which saves about half.
 
 Each kernel has the quickest tile that it is known to have:
 
@@ -329,6 +330,17 @@ class _Form:
 _NORMALISED = ("sum", "signed-sum", "abs-sum", "relu-sum")
 
 
+def _keeps(form: _Form | None, normaliser: str, d: int, m: int) -> bool:
+    """Whether the forward pass keeps its weights for the gradient: they are few, and it needs nothing else of a tile.
+
+    At most four for each coordinate of the queries: memory of the order of :math:`n d`.
+    """
+    if form is None:
+        return False
+    inner = form.tile.root if isinstance(form.tile, _Coordinates) else form.tile.function != "identity"
+    return m <= 4 * d and form.exponential and normaliser in _NORMALISED and not inner
+
+
 def _form(kernel: Kernel, d: int, normaliser: str) -> _Form | None:
     """The tile of a kernel of points of width ``d``; None where only the definition serves."""
     if normaliser in _NORMALISED and has_softmax_form(kernel, d):
@@ -370,7 +382,8 @@ def does(call: Call) -> str:
     how = "the definition row by row" if form is None else form.tile.name
     if form is not None and isinstance(form.tile, _Coordinates) and _COMPILING.get() and call.device == "cpu":
         how = "compiled loops over the coordinates"
-    return f"tiles of rows, by {how}, made anew in the backward pass"
+    again = "kept for" if call.gradient and _keeps(form, call.normaliser, call.d, call.m) else "made anew in"
+    return f"tiles of rows, by {how}, {again} the backward pass"
 
 
 def _triton(call: Call) -> bool:
@@ -430,7 +443,7 @@ def tiled(
     form = _form(kernel, q.shape[-1], normaliser)
     if form is None:
         return _by_definition(q, k, v, kernel, mask, causal, dropout, normaliser)
-    n, m, d_v, device, dtype = q.shape[-2], k.shape[-2], v.shape[-1], q.device.type, q.dtype
+    (n, d), (m, d_v), device, dtype = q.shape[-2:], v.shape[-2:], q.device.type, q.dtype
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
     bias, scale = None, form.scale
     if form.points == "softmax":
@@ -461,12 +474,14 @@ def tiled(
     tile = form.tile
     if isinstance(tile, _Coordinates) and not torch.compiler.is_compiling() and _COMPILING.get():
         tile = replace(tile, compiled=True)
-    work = _Work(tile, scale, form.factor, form.exponential, normaliser, causal, dropout, form.tile.tile)
+    gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    keeps = gradient and _keeps(form, normaliser, d, m) and not torch.compiler.is_compiling()
+    work = _Work(tile, scale, form.factor, form.exponential, normaliser, causal, dropout, form.tile.tile, keeps)
     if autocast:
         with torch.autocast(device, enabled=False):
-            out = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
+            out, *_ = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
     else:
-        out = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
+        out, *_ = _Tiled.apply(q, k, v, bias, mask, index, seed, work)
     return out.to(out_dtype).view(*batch, n, d_v)
 
 
@@ -482,6 +497,7 @@ class _Work:
     causal: bool
     dropout: float
     size: int
+    keeps: bool
 
 
 @dataclass
@@ -542,7 +558,9 @@ def _weights(x: Tensor, hidden: Tensor | None, rows: slice, n: int, m: int, work
             if upper is not None:
                 empty = empty.expand(-1, x.shape[-2], -1).clone()
                 empty[..., seen - upper.shape[-1]:] |= upper
-            w.masked_fill_(empty.all(-1, keepdim=True), 0.0)
+            empty = empty.all(-1, keepdim=True)
+            if torch.compiler.is_compiling() or empty.any():
+                w.masked_fill_(empty, 0.0)
         return w, None, None
     if work.exponential:
         x = x.exp()
@@ -578,12 +596,17 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.work = inputs
-        ctx.save_for_backward(*tensors, output)
+        ctx.save_for_backward(*tensors, *output)
+        if len(output) > 1:     # kept tiles, whose gradients would else be arrays of zeros
+            ctx.mark_non_differentiable(*output[1:])
+            ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 8
         gradient = _TiledGradient.apply if torch.is_grad_enabled() else _backward
-        return *gradient(grad, *ctx.saved_tensors, ctx.work), None, None, None, None
+        return *gradient(ctx.work, grad, *ctx.saved_tensors), None, None, None, None
 
 
 class _TiledGradient(torch.autograd.Function):
@@ -608,9 +631,9 @@ def _generator(seed: Tensor | None, device: torch.device) -> torch.Generator | N
 
 def _forward(q, k, v, bias, mask, index, seed, work):
     (problems, n, _), m = q.shape, k.shape[1]
-    out = q.new_zeros(problems, n, v.shape[-1])
+    out, kept = q.new_zeros(problems, n, v.shape[-1]), []
     if out.numel() == 0 or m == 0:
-        return out
+        return (out,)
     generator = _generator(seed, q.device)
     for group, slices in _tiles(problems, n, m, work.causal, work.size):
         keys, values = work.tile.keys(k[group]), v[group]
@@ -618,20 +641,22 @@ def _forward(q, k, v, bias, mask, index, seed, work):
             some = keys[..., :seen].contiguous() if isinstance(work.tile, _Coordinates) else keys[:, :seen]
             x, _ = work.tile.values(q[group, rows], some, None if bias is None else bias[group, :seen], work.scale)
             w, _, _ = _weights(x, _hidden(mask, index, group, rows, seen), rows, n, m, work)
+            if work.keeps:
+                kept.append(w)
             if work.dropout:
                 w = w * _keep(w.shape, w, work.dropout, generator)
             out[group, rows] = torch.bmm(w, values[:, :seen])
-    return out
+    return out, *kept
 
 
-def _backward(grad, q, k, v, bias, mask, index, seed, out, work):
+def _backward(work, grad, q, k, v, bias, mask, index, seed, out, *kept):
     (problems, n, _), m = q.shape, k.shape[1]
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     db = None if bias is None else torch.zeros_like(bias)
     if out.numel() == 0 or m == 0:
         return dq, dk, dv, db
     generator = _generator(seed, q.device)
-    coordinates = isinstance(work.tile, _Coordinates)
+    coordinates, kept = isinstance(work.tile, _Coordinates), iter(kept)
     for group, slices in _tiles(problems, n, m, work.causal, work.size):
         keys, values = work.tile.keys(k[group]), v[group]
         dkeys = torch.zeros_like(keys) if coordinates else dk[group]
@@ -640,9 +665,13 @@ def _backward(grad, q, k, v, bias, mask, index, seed, out, work):
             some = some.contiguous() if coordinates else some
             queries, g = q[group, rows], grad[group, rows]
             b = None if bias is None else bias[group, :seen]
-            x, inner = work.tile.values(queries, some, b, work.scale)
-            hidden = _hidden(mask, index, group, rows, seen)
-            w, total, value = _weights(x, hidden, rows, n, m, work)
+            w = next(kept, None)
+            if w is None:
+                x, inner = work.tile.values(queries, some, b, work.scale)
+                hidden = _hidden(mask, index, group, rows, seen)
+                w, total, value = _weights(x, hidden, rows, n, m, work)
+            else:
+                inner = hidden = total = value = None
             dw = torch.bmm(g, values[:, :seen].mT)
             if work.dropout:
                 keep = _keep(w.shape, w, work.dropout, generator)
