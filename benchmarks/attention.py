@@ -5,6 +5,7 @@ against torch's fused attention, in one process and in turn; kernelbook/bench.py
 --only the record is results/benchmark-attention-DEVICE.json, which the book reads.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from kernelbook import cli
 def main(options: list[str]) -> None:
     if not any(option.split("=")[0] in ("--out", "--quick", "--only", "--help") for option in options):
         device = "cuda" if any("cuda" in option for option in options) else "cpu"
-        results = Path(__file__).resolve().parent.parent / "results"
-        options = [*options, "--out", str(results / f"benchmark-attention-{device}.json")]
+        # Relative where it can be: the record holds the command, and should name no folder of one machine.
+        record = Path(__file__).resolve().parent.parent / "results" / f"benchmark-attention-{device}.json"
+        options = [*options, "--out", os.path.relpath(record)]
     sys.argv = ["kernelbook", "bench", *options]
     cli.main()
 
