@@ -264,6 +264,8 @@ def test_auto_takes_tiles_where_the_array_would_be_large():
     assert choice("exponentiated_intersection", 64, gradient=True) is None
     assert "small" in choice("exponentiated_intersection", 64)
     assert "small" in choice("l2", 64, gradient=True), "whose definition makes no array of differences"
+    assert "small" in choice("positive_features", 128, 32, 128), "each tile would make the features of all keys again"
+    assert choice("positive_features", 4096) is None
     assert tiled.refusal(Call(EDP())) is None
     large = [torch.zeros(8, 1024, 16)] * 3
     assert explain(*large, "exponentiated_intersection").path == "tiled"

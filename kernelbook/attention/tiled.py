@@ -404,7 +404,7 @@ def drawback(call: Call) -> str | None:
     if size > SMALL:
         form = _form(call.kernel, call.d, call.normaliser)
         if form is None:
-            small = size <= SMALL_FOR_DEFINITION
+            small = weights * _numbers_of_a_pair(call.kernel, call.d) <= SMALL_FOR_DEFINITION
         elif isinstance(form.tile, _Products):
             small = weights <= SMALL_FOR_PRODUCTS
         else:       # the gradient of torch.minimum is what is slow whole
@@ -413,6 +413,11 @@ def drawback(call: Call) -> str | None:
         if not small:
             return None
     return f"so small a problem ({call.batch} times {call.n} queries, {call.m} keys) is quicker whole"
+
+
+def _numbers_of_a_pair(kernel: Kernel, d: int) -> int:
+    """How many numbers a definition may make for a query and a key: their differences, but products of features."""
+    return 1 if isinstance(kernel, FeatureKernel) else d
 
 
 # ------------------------------------------------------------------------- the path
@@ -704,7 +709,7 @@ def _by_definition(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor
                    normaliser: str) -> Tensor:
     n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
     batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    rows = max(1, DEFINITION_TILE // max(1, batch.numel() * m * d))
+    rows = max(1, DEFINITION_TILE // max(1, batch.numel() * m * _numbers_of_a_pair(kernel, d)))
     if rows >= n:
         return exact(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)
     if mask is not None and mask.ndim >= 2:
