@@ -569,11 +569,14 @@ def test_module_dropout_and_empty_rows():
 @pytest.mark.parametrize(("kernel", "path"), [("rbf", "auto"), ("taylor", "auto"), ("elu", "linear"),
                                              ("exponentiated_intersection", "tiled")])
 def test_attention_compiles_whole(kernel, path):
-    kernel, qkv = kernels.get(kernel), [x.requires_grad_() for x in draw(0, *[(2, 5, 4)] * 3)]
-    compiled = torch.compile(attend, backend="eager", fullgraph=True)
-    outputs = [function(*qkv, kernel, causal=True, path=path) for function in (compiled, attend)]
-    torch.testing.assert_close(*outputs)
-    torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), qkv) for out in outputs))
+    """In one graph, and again where lengths and widths have become symbols (from the second shape on)."""
+    torch._dynamo.reset()
+    kernel, compiled = kernels.get(kernel), torch.compile(attend, backend="eager", fullgraph=True)
+    for shape in ((2, 5, 4), (2, 6, 4), (2, 9, 4), (2, 7, 3)):
+        qkv = [x.requires_grad_() for x in draw(0, *[shape] * 3)]
+        outputs = [function(*qkv, kernel, causal=True, path=path) for function in (compiled, attend)]
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), qkv) for out in outputs))
 
 
 # ------------------------------------------------------------------------- theory, part 1C

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import Kernel
 
-__all__ = ["Call", "leading"]
+__all__ = ["Call", "autocasts", "leading"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Call:
         n, m = q.shape[-2], k.shape[-2]
         kind = "none" if mask is None else "keys" if mask.ndim < 2 or mask.shape[-2] == 1 else "pairs"
         gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        return cls(kernel, normaliser, n, m, q.shape[-1], v.shape[-1], math.prod(batch), kind, causal, dropout, q.dtype,
+        d = operator.index(q.shape[-1])     # under torch.compile a width is a number, whatever the lengths are
+        return cls(kernel, normaliser, n, m, d, v.shape[-1], math.prod(batch), kind, causal, dropout, q.dtype,
                    q.device.type, gradient)
 
 
@@ -67,3 +69,8 @@ def leading(q: Tensor, k: Tensor, v: Tensor) -> torch.Size:
     if q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:        # as in a module; broadcast_shapes takes microseconds
         return q.shape[:-2]
     return torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device; asked of others, torch raises."""
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import Kernel, Polynomial, Quadratic
-from .call import Call
+from .call import Call, leading
 
 __all__ = ["KERNELS", "refusal", "attention"]
 
@@ -40,7 +40,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, *, mask: Tensor |
               compiled: bool = True) -> Tensor:
     """Attention by an even polynomial; arguments as of the fused path."""
     n, m = q.shape[-2], k.shape[-2]
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     q, k, v = (x.expand(*batch, *x.shape[-2:]).reshape(-1, 1, *x.shape[-2:]) for x in (q, k, v))
     if mask is not None:
         mask = mask.expand(*batch, n, m).reshape(-1, n, m)

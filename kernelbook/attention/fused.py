@@ -28,7 +28,7 @@ from torch import Tensor
 from .. import kernels
 from ..kernels import EDP, RBF, Kernel
 from . import flex
-from .call import Call
+from .call import Call, leading
 from .definition import visible_keys
 from .reductions import SoftmaxForm, has_softmax_form, softmax_form
 
@@ -105,7 +105,7 @@ def fused(
     form = softmax_form(kernel, q, k)
     if form.scale < 0:                          # torch hides keys before it scales the logits
         form = replace(form, q=-form.q, scale=-form.scale)
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     if form.key_bias is not None and (dropout or not _takes_bias(form.q, math.prod(batch))):
         form = _bias_as_coordinates(form)
     q, k, v, bias, scale = form.q, form.k, v.to(form.q.dtype), form.key_bias, form.scale
@@ -117,7 +117,7 @@ def fused(
     causal = causal and n > 1                   # a single query is the last: it sees all keys
     if bias is None:
         # torch aligns its causal mask with the first key, we with the last: they agree for n = m.
-        square = causal and mask is None and n == m
+        square = True if causal and mask is None and n == m else False      # a symbol would not do (torch.compile)
         see = None if square else visible_keys(n, m, mask=mask, causal=causal, device=q.device)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=see, dropout_p=dropout, is_causal=square, scale=scale)
     else:

@@ -24,7 +24,7 @@ from .. import features, kernels
 from ..debugging import check_finite
 from ..features import LIMIT, FeatureKernel, FeatureMap
 from ..kernels import Kernel, get
-from .call import Call
+from .call import Call, autocasts, leading
 from .definition import check_mask, check_normaliser
 from .tiled import tiled
 
@@ -70,8 +70,8 @@ def drawback(call: Call) -> str | None:
         return "so small a problem is computed by the definition, in the definition's rounding"
     least = crossover(call.kernel, call.d, call.causal)
     if 2 * call.n * call.m < least * (call.n + call.m):
-        return (f"it pays from about {least:,} queries and keys on (linear.crossover); here are {call.n:,} and "
-                f"{call.m:,}")
+        here = "" if torch.compiler.is_compiling() else f"; here are {call.n:,} and {call.m:,}"   # or lengths are symbols
+        return f"it pays from about {least:,} queries and keys on (linear.crossover){here}"
     return None
 
 
@@ -563,7 +563,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _=None):
-        if _autocast(grad.device.type):
+        if autocasts(grad.device.type):
             with torch.autocast(grad.device.type, enabled=False):
                 return _Linear.backward(ctx, grad)
         how, (q, k, v, see, out, *kept) = ctx.how, ctx.saved_tensors
@@ -609,11 +609,11 @@ def linear(
     n, m = q.shape[-2], k.shape[-2]
     if n == 0 or m == 0:
         return q @ k.transpose(-1, -2) @ v      # zeros of the right shape, and a gradient of zeros
-    if _autocast(q.device.type):        # it would round features and states; only the result has its type
+    if autocasts(q.device.type):        # it would round features and states; only the result has its type
         dtype = torch.get_autocast_dtype(q.device.type) if q.dtype is torch.float32 else q.dtype
         with torch.autocast(q.device.type, enabled=False):
             return linear(q, k, v, kernel, mask=mask, causal=causal, normaliser=normaliser).to(dtype)
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     how = _how(kernel, q, causal, normaliser)
     see = None
     if mask is not None:
@@ -633,10 +633,6 @@ def linear(
         out = out / _counts(n - blind, m, see, causal, out).clamp_min(1)
     out = F.pad(out, (0, 0, blind, 0)) if blind else out
     return out.reshape(*batch, n, v.shape[-1]).to(q.dtype)
-
-
-def _autocast(device: str) -> bool:
-    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
 def _how(kernel: Kernel, q: Tensor, causal: bool, normaliser: str) -> _How:

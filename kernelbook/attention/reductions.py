@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import features, kernels
 from ..kernels import Kernel
+from .call import autocasts
 
 __all__ = ["SoftmaxForm", "softmax_form", "has_softmax_form", "register"]
 
@@ -145,7 +146,7 @@ def softmax_form(kernel: Kernel, q: Float[Tensor, "*batch n d"], k: Float[Tensor
                          "has_softmax_form tells, and kernelbook.attention.reductions.register adds a kernel of "
                          "your own")
     device = q.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and q.dtype is torch.float32:
+    if autocasts(device) and q.dtype is torch.float32:
         q, k = (x.to(torch.get_autocast_dtype(device)) for x in (q, k))
     return _of_logarithm(kernel, q, k)
 

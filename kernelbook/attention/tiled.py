@@ -33,7 +33,7 @@ from .. import kernels
 from ..features import FeatureKernel
 from ..kernels import Kernel
 from ..rules import Rule, coordinate_form
-from .call import Call
+from .call import Call, autocasts, leading
 from .definition import exact
 from .reductions import has_softmax_form, softmax_form
 
@@ -449,7 +449,7 @@ def tiled(
     if form is None:
         return _by_definition(q, k, v, kernel, mask, causal, dropout, normaliser)
     (n, d), (m, d_v), device, dtype = q.shape[-2:], v.shape[-2:], q.device.type, q.dtype
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     bias, scale = None, form.scale
     if form.points == "softmax":
         made = softmax_form(kernel, q, k)
@@ -461,7 +461,7 @@ def tiled(
         q, k = base.map(q), base.map(k)
     elif form.points == "unit":
         q, k = kernels._unit(q), kernels._unit(k)
-    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and dtype is torch.float32
+    autocast = autocasts(device) and dtype is torch.float32
     out_dtype = torch.get_autocast_dtype(device) if autocast else dtype
     wide, problems = torch.promote_types(dtype, torch.float32), math.prod(batch)
     q, k, v = (x.to(wide).expand(*batch, *x.shape[-2:]).reshape(problems, *x.shape[-2:])
@@ -708,7 +708,7 @@ def _backward(work, grad, q, k, v, bias, mask, index, seed, out, *kept):
 def _by_definition(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None, causal: bool, dropout: float,
                    normaliser: str) -> Tensor:
     n, m, d = q.shape[-2], k.shape[-2], q.shape[-1]
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     rows = max(1, DEFINITION_TILE // max(1, batch.numel() * m * _numbers_of_a_pair(kernel, d)))
     if rows >= n:
         return exact(q, k, v, kernel, mask=mask, causal=causal, dropout=dropout, normaliser=normaliser)

@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..rules import Rule, coordinate_form
-from .call import Call
+from .call import Call, leading
 
 __all__ = ["serves", "tiled_triton", "compiled", "Tiles"]
 
@@ -327,7 +327,7 @@ def tiled_triton(
     """
     rule, link, scale = form
     n, (m, d_v) = q.shape[-2], v.shape[-2:]
-    batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch = leading(q, k, v)
     if 0 in (*batch, n, m, d_v):
         zero = (q.sum() + k.sum() + v.sum()) * 0                # a gradient of zeros, as the definition's
         return zero.to(v.dtype).expand(*batch, n, d_v)
