@@ -104,14 +104,15 @@ def train_translation(
     """Train a translator from German to English; print BLEU beside two trivial systems, and three translations."""
     import torch
 
-    from .tasks import train_translation as run
+    from .tasks import train as run
     from .training import Interrupted
 
     torch.set_flush_denormal(True)      # numbers below 1e-38 slow some CPUs manyfold and mean nothing here
     with _Progress() as progress:
         try:
-            record, where = run(kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data,
-                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser, steps=steps,
+            record, where = run("translation", kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data,
+                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser,
+                                settings={} if steps is None else {"steps": steps},
                                 resume=resume, overwrite=overwrite, accelerator=accelerator, precision=precision,
                                 report=progress)
         except Interrupted as stop:
@@ -171,8 +172,8 @@ class _Progress:
             h = event["history"]
             say(f"epoch {h['epoch']:>2}  train loss {h['train_loss']:.3f}  valid loss {h['valid_loss']:.3f}  "
                 f"valid perplexity {h['valid_perplexity']:.1f}", highlight=False)
-        elif "translated" in event:
-            self.bar.update(self.task, total=event["of"], completed=event["translated"])
+        elif "evaluated" in event:
+            self.bar.update(self.task, total=event["of"], completed=event["evaluated"])
 
 
 def _show(record: Record) -> None:
@@ -246,7 +247,7 @@ def evaluate(
     with _Progress() as progress:
         progress({"phase": "evaluation"})
         found = evaluation.translate(model, tokenizer, [p.source for p in pairs],
-                                     progress=lambda done, of: progress({"translated": done, "of": of}))
+                                     progress=lambda done, of: progress({"evaluated": done, "of": of}))
     score = evaluation.bleu(found, [p.target for p in pairs])
     out.print(f"{len(pairs):,} pairs of {corpus.name}, {split}", highlight=False)
     out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False, soft_wrap=True)

@@ -104,7 +104,7 @@ def test_ctrl_c_in_the_evaluation_keeps_the_training(kernelbook, corpus, monkeyp
 
 def test_ctrl_c_keeps_what_was_done_and_resume_goes_on(kernelbook, corpus, monkeypatch):
     kernelbook(*train(corpus, "--out", "whole"))
-    fit = tasks.fit
+    fit = tasks.run.fit
 
     def interrupted(*args, report, **kwargs):
         def stop(event):
@@ -114,7 +114,7 @@ def test_ctrl_c_keeps_what_was_done_and_resume_goes_on(kernelbook, corpus, monke
         return fit(*args, report=stop, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "fit", interrupted)
+        patch.setattr(tasks.run, "fit", interrupted)
         code, _, said = kernelbook(*train(corpus, "--out", "part"))
     assert code == 130 and "after step 7 of 20" in said and "--out part --resume" in said
     assert os.listdir("part") == ["state.safetensors"]

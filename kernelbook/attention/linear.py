@@ -70,7 +70,8 @@ def drawback(call: Call) -> str | None:
         return "so small a problem is computed by the definition, in the definition's rounding"
     least = crossover(call.kernel, call.d, call.causal)
     if 2 * call.n * call.m < least * (call.n + call.m):
-        here = "" if torch.compiler.is_compiling() else f"; here are {call.n:,} and {call.m:,}"   # or lengths are symbols
+        # Under torch.compile the lengths may be symbols, which no format takes.
+        here = "" if torch.compiler.is_compiling() else f"; here are {call.n:,} and {call.m:,}"
         return f"it pays from about {least:,} queries and keys on (linear.crossover){here}"
     return None
 
