@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Attention as a binary kernel machine: train, translate, evaluate, results, data, bench.")
-train_app = typer.Typer(no_args_is_help=True, help="Train a model and evaluate it.")
 data_app = typer.Typer(no_args_is_help=True, help="What corpora there are, and where their cache lies.")
 results_app = typer.Typer(no_args_is_help=True, help="Records of trained runs.")
-app.add_typer(train_app, name="train")
 app.add_typer(data_app, name="data")
 app.add_typer(results_app, name="results")
 
@@ -35,7 +33,9 @@ def main() -> None:
 
     try:
         app(standalone_mode=True)
-    except (ValueError, FileError, DataError, FloatingPointError) as error:
+    except FloatingPointError as error:
+        _fail(str(error), 3)        # an outcome, not a mistake: kernelbook.experiments tells it by this code
+    except (ValueError, FileError, DataError, MemoryError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("stopped", 130)
@@ -63,7 +63,7 @@ def _app(version: Annotated[bool, typer.Option("--version", callback=_version, i
 
 # ------------------------------------------------------------------------- train
 
-def _option_value(text: str) -> Any:
+def _value(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -74,17 +74,28 @@ def _option_value(text: str) -> Any:
     return text
 
 
+def _pairs(option: str, given: list[str]) -> dict[str, Any]:
+    """What a repeatable option name=value was given."""
+    pairs = [text.partition("=") for text in given]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        example = {"--kernel-option": "degree=4", "--model": "width=64", "--setting": "learning_rate=0.001"}
+        raise ValueError(f"{option} takes name=value, as in {option} {example.get(option, 'vocabulary=2000')}; "
+                         f"got {wrong[0]!r}")
+    if twice := [name for i, (name, _, _) in enumerate(pairs) if name in [n for n, _, _ in pairs[:i]]]:
+        raise ValueError(f"{option} {twice[0]}=... was given twice")
+    return {name: _value(value) for name, _, value in pairs}
+
+
 def _kernel(name: str, options: list[str]) -> Kernel:
     from .kernels import get
 
-    pairs = [option.partition("=") for option in options]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise ValueError(f"--kernel-option takes name=value, as in --kernel-option degree=4; got {wrong[0]!r}")
-    return get(name, **{key: _option_value(value) for key, _, value in pairs})
+    return get(name, **_pairs("--kernel-option", options))
 
 
-@train_app.command("translation")
-def train_translation(
+@app.command(no_args_is_help=True)
+def train(
+    task: Annotated[str, typer.Argument(help="translation, language-modelling, classification or recall.",
+                                        show_default=False)],
     kernel: Annotated[str, typer.Option(help="Kernel of every attention; a wrong name lists the right ones.")] = "edp",
     preset: Annotated[str, typer.Option(help="Size of the run: smoke (seconds), quick (3 minutes on 2 CPU cores), "
                                              "laptop (15) or gpu.")] = "quick",
@@ -94,6 +105,12 @@ def train_translation(
     kernel_option: Annotated[list[str], typer.Option(help="Option of the kernel, as in degree=4; repeatable.")] = [],  # noqa: B006
     normaliser: Annotated[str, typer.Option(help="What the kernel's values are divided by; kernels that may be "
                                                  "negative need another than sum.")] = "sum",
+    model: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="Instead of the preset's, of the model, as "
+                                             "in width=64; repeatable, a wrong name lists the right ones.")] = [],  # noqa: B006
+    setting: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="Likewise, of the training, as in "
+                                               "learning_rate=0.001.")] = [],  # noqa: B006
+    option: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="Likewise, of what the task makes of the "
+                                              "corpus, as in vocabulary=2000.")] = [],  # noqa: B006
     steps: Annotated[int | None, typer.Option(min=1, help="Updates, instead of the preset's.")] = None,
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -101,27 +118,33 @@ def train_translation(
     accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto, as in Lightning Fabric.")] = "auto",
     precision: Annotated[str, typer.Option(help="As in Lightning Fabric: 32-true, bf16-mixed, ...")] = "32-true",
 ) -> None:
-    """Train a translator from German to English; print BLEU beside two trivial systems, and three translations."""
+    """Train a model for a task and evaluate it: its metric beside trivial systems, and a few outputs."""
     import torch
 
-    from .tasks import train as run
+    from . import tasks
     from .training import Interrupted
 
+    settings = _pairs("--setting", setting)
+    if steps is not None:
+        if "steps" in settings:
+            raise ValueError("--steps and --setting steps=... say the same thing; give one of them")
+        settings["steps"] = steps
     torch.set_flush_denormal(True)      # numbers below 1e-38 slow some CPUs manyfold and mean nothing here
     with _Progress() as progress:
         try:
-            record, where = run("translation", kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data,
-                                data_dir=data_dir, seed=seed, out=folder, normaliser=normaliser,
-                                settings={} if steps is None else {"steps": steps},
-                                resume=resume, overwrite=overwrite, accelerator=accelerator, precision=precision,
-                                report=progress)
+            record, where = tasks.train(
+                task, kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data, data_dir=data_dir, seed=seed,
+                out=folder, normaliser=normaliser, model=_pairs("--model", model), settings=settings,
+                options=_pairs("--option", option), resume=resume, overwrite=overwrite, accelerator=accelerator,
+                precision=precision, report=progress)
         except Interrupted as stop:
             progress.close()
             words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
             _fail(f"{stop}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
     _show(record)
-    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}\n"
-              f'try     kernelbook translate {shlex.quote(str(where))} "Ein Satz."',
+    where_quoted = shlex.quote(str(where))
+    trial = {"translation": f'translate {where_quoted} "Ein Satz."'}.get(task, f"evaluate {where_quoted}")
+    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}\ntry     kernelbook {trial}",
               highlight=False, markup=False, soft_wrap=True)
 
 
@@ -170,21 +193,55 @@ class _Progress:
                             note=f"epoch {event['epoch']}  loss {event['loss']:.3f}")
         elif "history" in event:
             h = event["history"]
-            say(f"epoch {h['epoch']:>2}  train loss {h['train_loss']:.3f}  valid loss {h['valid_loss']:.3f}  "
-                f"valid perplexity {h['valid_perplexity']:.1f}", highlight=False)
+            found = "  ".join(f"{key.replace('_', ' ')} {value:.{1 if 'perplexity' in key else 3}f}"
+                              for key, value in h.items() if key not in ("epoch", "step"))
+            say(f"epoch {h['epoch']:>2}  {found}", highlight=False)
         elif "evaluated" in event:
             self.bar.update(self.task, total=event["of"], completed=event["evaluated"])
 
 
-def _show(record: Record) -> None:
-    out.print(f"\n{record.name}: {record.data['test']:,} held-out pairs of {record.data['name']}", highlight=False)
-    table = Table("system", "BLEU", box=None, pad_edge=False)
+_THINGS = {"translation": "pairs", "classification": "texts", "recall": "sequences"}
+_METRICS = {"bleu": "BLEU", "perplexity": "perplexity", "accuracy": "accuracy"}
+
+
+def _number(metric: str, value: float) -> str:
+    return f"{value:.2f}" if "bleu" in metric or "perplexity" in metric else f"{value:.4f}"
+
+
+def _metric(task: str, metrics: dict[str, float]) -> tuple[str, bool]:
+    """The one that sums up a task's evaluation, and whether more of it is better."""
+    from .tasks import TASKS
+
+    if task in TASKS:
+        split = next(iter(metrics)).partition("_")[0]
+        return TASKS[task].metric.replace("test_", f"{split}_"), TASKS[task].higher_is_better
+    return next(iter(metrics)), True
+
+
+def _outcome(task: str, what: str, metrics: dict[str, float], baselines: dict[str, float], signature: str) -> None:
+    """A table of the task's metric, of this model and of simpler systems; then the other metrics."""
+    metric, higher = _metric(task, metrics)
+    plain = metric.partition("_")[2]
+    table = Table("system", _METRICS.get(plain, plain.replace("_", " ")) + ("" if higher else " (less is better)"),
+                  box=None, pad_edge=False)
     table.columns[1].justify = "right"
-    table.add_row(f"this model ({record.parameters:,} parameters)", f"{record.metrics['test_bleu']:.2f}")
-    for name, value in record.baselines.items():
-        table.add_row(name.replace("_", " "), f"{value:.2f}")
+    if metric in metrics:
+        table.add_row(what, _number(metric, metrics[metric]))
+    for name, value in baselines.items():
+        table.add_row(name.replace("_", " "), _number(metric, value))
     out.print(table)
-    out.print(record.signature, highlight=False, soft_wrap=True)
+    if others := [f"{name.replace('_', ' ')} {_number(name, value)}" for name, value in metrics.items()
+                  if name != metric and not name.endswith("_loss")]:
+        out.print("  ".join(others), highlight=False, soft_wrap=True)
+    out.print(signature, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show(record: Record) -> None:
+    things = _THINGS.get(record.task, "examples")
+    out.print(f"\n{record.name}: {record.data['test']:,} held-out {things} of {record.data['name']}", highlight=False,
+              markup=False)
+    _outcome(record.task, f"this model ({record.parameters:,} parameters)", record.metrics, record.baselines,
+             record.signature)
     p = record.provenance
     out.print(f"seed {record.seed}, {p['device']}, {p['threads']} threads, {p['wall_time_s']:.0f} s", highlight=False)
     for sample in record.samples:
@@ -193,88 +250,91 @@ def _show(record: Record) -> None:
             out.print(f"{name:<12} {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-# ------------------------------------------------------------------------- translate and evaluate
+# ------------------------------------------------------------------------- trained models
 
-def _translator(checkpoint: Path) -> tuple[Any, Any, dict[str, Any]]:
-    from .data import Tokenizer
+def _trained(checkpoint: Path, task: str) -> tuple[Any, dict[str, Any]]:
+    """A model trained for that task; raise if it was trained for another."""
     from .training import load_model
 
     model, metadata = load_model(checkpoint)
-    if metadata.get("task") != "translation":
-        raise ValueError(f"{checkpoint} was not trained to translate, but for {metadata.get('task')!r}")
-    return model, Tokenizer.from_json(metadata["tokenizer"]), metadata
+    if metadata.get("task") != task:
+        raise ValueError(f"{checkpoint} was not trained for {task}, but for {metadata.get('task')!r}")
+    return model, metadata
+
+
+def _lines(given: list[str] | None, what: str) -> list[str]:
+    """The arguments, or else the lines of the standard input."""
+    if given is None:
+        if sys.stdin.isatty():
+            err.print(f"type {what}, one a line; Ctrl-D ends", style="dim")
+        # Bytes, because a str has more ends of line than \n, and a line must stay one line.
+        given = [line.decode(errors="surrogateescape") for line in sys.stdin.buffer]
+    return [s.encode(errors="surrogateescape").decode(errors="replace") for s in given]        # not UTF-8: U+FFFD
 
 
 @app.command()
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
-    sentences: Annotated[list[str] | None, typer.Argument(help="In German; without any, lines of the standard "
-                                                               "input.", show_default=False)] = None,
+    sentences: Annotated[list[str] | None, typer.Argument(help="In the source language; without any, lines of the "
+                                                               "standard input.", show_default=False)] = None,
 ) -> None:
     """Translate sentences of your own, one line each."""
+    from .data import Tokenizer
     from .evaluation import translate as run
 
-    model, tokenizer, _ = _translator(checkpoint)
-    if sentences is None:
-        if sys.stdin.isatty():
-            err.print("type German sentences, one a line; Ctrl-D ends", style="dim")
-        # Bytes, because a str has more ends of line than \n, and a line must stay one line.
-        sentences = [line.decode(errors="surrogateescape") for line in sys.stdin.buffer]
-    sentences = [s.encode(errors="surrogateescape").decode(errors="replace") for s in sentences]    # not UTF-8: U+FFFD
-    for text in run(model, tokenizer, sentences):
+    model, metadata = _trained(checkpoint, "translation")
+    for text in run(model, Tokenizer.from_json(metadata["tokenizer"]), _lines(sentences, "sentences")):
         print(text)
 
 
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
-    data: Annotated[str | None, typer.Option(help="Corpus: see kernelbook data list.")] = None,
+    data: Annotated[str | None, typer.Option(help="Corpus, by default that of the run: see kernelbook data "
+                                                  "list.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder with the corpus.")] = None,
     split: Annotated[str, typer.Option(help="valid or test.")] = "test",
-    max_words: Annotated[int | None, typer.Option(min=1, help="Only pairs whose sides have at most so many "
-                                                              "words.")] = None,
+    option: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="Instead of the run's, of what the task "
+                                              "makes of the corpus.")] = [],  # noqa: B006
+    max_words: Annotated[int | None, typer.Option(min=1, help="Translation: only pairs whose sides have at most so "
+                                                              "many words.")] = None,
 ) -> None:
-    """BLEU of a translator on held-out pairs, beside two trivial systems."""
-    from . import evaluation
-    from .data import load_translation
+    """Metrics of a trained model on held-out data, beside trivial systems: by default those of its record again."""
+    from . import tasks
 
-    if split not in ("valid", "test"):
-        raise ValueError(f"--split is valid or test, not {split!r}")
-    model, tokenizer, _ = _translator(checkpoint)
-    corpus = load_translation(data, data_dir=data_dir)
-    corpus = corpus.short(max_words) if max_words else corpus
-    pairs = getattr(corpus, split)
+    options = _pairs("--option", option) | ({} if max_words is None else {"max_words": max_words})
     with _Progress() as progress:
-        progress({"phase": "evaluation"})
-        found = evaluation.translate(model, tokenizer, [p.source for p in pairs],
-                                     progress=lambda done, of: progress({"evaluated": done, "of": of}))
-    score = evaluation.bleu(found, [p.target for p in pairs])
-    out.print(f"{len(pairs):,} pairs of {corpus.name}, {split}", highlight=False)
-    out.print(f"BLEU {score.score:.2f}  {score.signature}", highlight=False, soft_wrap=True)
-    for name, value in evaluation.baselines(corpus.train, pairs).items():
-        out.print(f"     {value:.2f}  {name.replace('_', ' ')}", highlight=False)
+        corpus, found = tasks.evaluate(checkpoint, corpus=data, data_dir=data_dir, split=split, options=options,
+                                       report=progress)
+    task = corpus.pop("task")
+    out.print(f"{corpus[split]:,} {_THINGS.get(task, 'examples')} of {corpus['name']}, {split}", highlight=False, markup=False)
+    _outcome(task, "this model", found.metrics, found.baselines, found.signature)
 
 
 # ------------------------------------------------------------------------- results
 
 @results_app.command("list")
 def results_list(folder: Annotated[Path, typer.Argument(help="Where the records lie.")] = Path("results")) -> None:
-    """A table of the records in a folder."""
+    """A table of the records in a folder and its subfolders."""
     from .results import load, table
 
     # Tables of other kinds, such as the word associations, lie beside the records and say so.
     paths = sorted(p for p in folder.rglob("*.json") if '"kind":' not in p.read_text("utf8", "replace")[:100])
     if not paths:
         raise ValueError(f"no record lies in {folder}; name the folder of some, as in kernelbook results list runs")
-    rows = table(load(p) for p in paths)
-    shown = Table("run", "kernel", "BLEU", "best trivial", "parameters", "device", "seconds", box=None,
-                  pad_edge=False)
-    shown.columns[0].overflow = "fold"      # of a name no part is left out, however narrow the terminal
-    for row in rows:
-        shown.add_row(row["name"], row["kernel"], *("" if row[c] is None else f"{row[c]:.2f}"
-                                                    for c in ("metric", "baseline")),
-                      f"{row['parameters']:,}", row["device"], f"{row['wall_time_s']:.0f}")
-    out.print(shown)
+    records = [load(p) for p in paths]
+    for task in dict.fromkeys(r.task for r in records):
+        own = [r for r in records if r.task == task]
+        metric, _ = _metric(task, own[0].metrics)
+        plain = metric.partition("_")[2]
+        shown = Table("run", "kernel", _METRICS.get(plain, plain.replace("_", " ")), "best trivial", "parameters",
+                      "device", "seconds", box=None, pad_edge=False)
+        shown.columns[0].overflow = "fold"      # of a name no part is left out, however narrow the terminal
+        for row in table(own, metric=metric):
+            shown.add_row(row["name"], row["kernel"], *("" if row[c] is None else _number(metric, row[c])
+                                                        for c in ("metric", "baseline")),
+                          f"{row['parameters']:,}", row["device"], f"{row['wall_time_s']:.0f}")
+        out.print(shown)
 
 
 @results_app.command("show")
@@ -283,6 +343,293 @@ def results_show(record: Annotated[Path, typer.Argument(help="Of one run: its JS
     from .results import load
 
     _show(load(record / "record.json" if record.is_dir() else record))
+
+
+_SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="five-kernels, dimension or controls.",
+                                           show_default=False)]
+_SuitePreset = Annotated[str, typer.Option(help="Size of every run: smoke, quick (at most 90 s each on one core), "
+                                                "laptop or gpu.")]
+_SuiteData = Annotated[list[str], typer.Option(metavar="TASK=CORPUS", help="Corpus of a task; repeatable, also for one "
+                                               "task.", show_default="the standard set that is here, else the "
+                                               "task's own")]
+_Results = Annotated[Path | None, typer.Option("--results", help="Folder of the records.",
+                                               show_default="those that the book reads")]
+
+
+def _corpora(given: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for text in given:
+        task, equals, corpus = text.partition("=")
+        if not (task and equals and corpus):
+            raise ValueError(f"--data takes TASK=CORPUS, as in --data translation=multi30k; got {text!r}")
+        found.setdefault(task, []).append(corpus)
+    return found
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal()):
+        raise ValueError(f"--shard takes I/N, as in 3/8, not {text!r}")
+    return int(part), int(parts)
+
+
+@results_app.command("run")
+def results_run(
+    suite: _SuiteName,
+    preset: _SuitePreset = "quick",
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs of each, from the seeds 0, 1, 2, ...")] = 5,
+    jobs: Annotated[int | None, typer.Option(min=1, help="How many runs at a time; the cores are shared out among "
+                                             "them.", show_default="2, or 1 for the preset gpu")] = None,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Only the I-th of N parts, as for a cluster's "
+                                              "array.")] = None,
+    data: _SuiteData = [],  # noqa: B006
+    only: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only runs whose name holds this; * and ? stand "
+                                             "for any characters.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Print the runs and their commands, and make none.")] = False,
+    accelerator: Annotated[str | None, typer.Option(help="As for kernelbook train.",
+                                                    show_default="cpu, or cuda for the preset gpu")] = None,
+    precision: Annotated[str, typer.Option(help="As for kernelbook train.")] = "32-true",
+    runs_folder: Annotated[Path, typer.Option("--runs", help="Where runs under way keep their state.")] = Path("runs"),
+    folder: Annotated[Path, typer.Option("--out", help="Where records are kept, in a subfolder for the "
+                                                       "preset.")] = Path("results"),
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the weights of finished runs, in the folder "
+                                                                    "of the runs.")] = False,
+) -> None:
+    """Make the runs of a suite of experiments that are not there yet; go on with those that were interrupted."""
+    from . import experiments
+
+    found = experiments.find_suite(suite)
+    corpora = _corpora(data)
+    whole = experiments.plan(found, preset, data=corpora, seeds=seeds, accelerator=accelerator, precision=precision)
+    runs = experiments.chosen(whole, shard=_shard(shard), only=only)
+    if listed:
+        _list_runs(found, runs, folder, runs_folder)
+        return
+    experiments.fetch(runs)
+    experiments.save(found, whole, folder)
+    with _Runs() as progress:
+        summary = experiments.execute(runs, jobs=jobs or (1 if preset == "gpu" else 2), runs_folder=runs_folder,
+                                      out=folder, keep_models=keep_models, report=progress)
+    counts = {"there already": len(summary.skipped), "finished": len(summary.finished),
+              "diverged": len(summary.diverged), "failed": len(summary.failed),
+              "under way elsewhere": len(summary.elsewhere)}
+    out.print(", ".join(f"{n} {what}" for what, n in counts.items() if n) or "no run", highlight=False)
+    for run, who in summary.elsewhere:
+        err.print(f"elsewhere: {run.name}: {who}", highlight=False, markup=False, soft_wrap=True)
+    for run, why in summary.failed:
+        err.print(f"failed: {run.name}: {why}\n  {run.shown}", highlight=False, markup=False, soft_wrap=True)
+    if summary.stopped:
+        _fail(f"stopped; go on with: kernelbook {shlex.join(sys.argv[1:])}", 130)
+    if summary.failed:
+        sys.exit(1)
+    out.print(f"see     kernelbook results table {suite} --preset {preset} --results {shlex.quote(str(folder))}",
+              highlight=False, markup=False, soft_wrap=True)
+
+
+def _list_runs(suite: Any, runs: list[Any], folder: Path, runs_folder: Path) -> None:
+    from collections import Counter
+
+    from . import experiments
+    from .files import FileError
+
+    out.print(f"{suite.name}: {suite.question}\n", highlight=False, markup=False)
+    kernels = {run.variant: run for run in reversed(runs)}
+    table = Table("variant", "kernel", "model", "why", box=None, pad_edge=False)
+    for variant in suite.variants:
+        if variant.label in kernels:
+            run = kernels[variant.label]
+            model = ", ".join(f"{key}={value}" for key, value in run.model.items())
+            normaliser = "" if run.normaliser == "sum" else f", {run.normaliser}"
+            table.add_row(variant.label + (" (reference)" if variant.label == suite.reference else ""),
+                          f"{run.kernel!r}{normaliser}", model, variant.why)
+    out.print(table, "")
+    states: Counter[str] = Counter()
+    for run in runs:
+        try:
+            state = experiments.state(run, out=folder, runs=runs_folder)
+        except FileError as error:
+            state = "damaged"
+            err.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        states[state] += 1
+        out.print(f"{state:<12}{run.shown}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"\n{len(runs)} runs: " + ", ".join(f"{n} {what}" for what, n in states.items()), highlight=False)
+
+
+class _Runs:
+    """A progress bar over the runs of a suite, on a terminal; and a line a run."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.bar = Progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
+                            console=err, transient=True, disable=not err.is_terminal)
+        self.task = self.bar.add_task("", total=None)
+        self.working: list[str] = []
+        self.left = ""
+
+    def __enter__(self) -> _Runs:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        say = self.bar.console.print
+        if "start" in event:
+            self.working.append(event["start"].name)
+        elif "stopping" in event:
+            say(f"stopping: {event['stopping']} runs save their state; again to stop at once", style="dim")
+        elif "end" in event:
+            run, seconds = event["end"], event["left"]
+            self.working = [name for name in self.working if name != run.name]
+            value = "" if event["value"] is None else f"  {_number(run.metric, event['value'])}"
+            self.left = "" if not seconds else f"  {_duration(seconds)} left"
+            outcome = "" if event["outcome"] == "finished" else f"  {event['outcome']}"
+            say(f"{event['done']:>3}/{event['of']}  {run.name}{value}{outcome}  {event['seconds']:.0f} s{self.left}",
+                highlight=False, markup=False, soft_wrap=True)
+            self.bar.update(self.task, completed=event["done"], total=event["of"])
+        self.bar.update(self.task, description=f"{self.left}  {', '.join(self.working)}")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+@results_app.command("missing")
+def results_missing(
+    suite: _SuiteName,
+    preset: _SuitePreset = "quick",
+    seeds: Annotated[int, typer.Option(min=1, help="How many of each.")] = 5,
+    data: _SuiteData = [],  # noqa: B006
+    folder: Annotated[Path, typer.Option("--results", help="Folder of the records.")] = Path("results"),
+) -> None:
+    """The runs of a suite that have no record, and the command that makes them."""
+    from . import experiments
+
+    runs = experiments.plan(suite, preset, data=_corpora(data), seeds=seeds)
+    missing = [run for run in runs if not experiments.record_path(run, folder).exists()]
+    for name in dict.fromkeys(run.name for run in missing):
+        out.print(name, highlight=False, markup=False, soft_wrap=True)
+    words = ["kernelbook", "results", "run", suite, "--preset", preset, "--seeds", str(seeds),
+             *(word for text in data for word in ("--data", text))]
+    out.print(f"{len(missing)} of {len(runs)} runs are missing" + (f"; {shlex.join(words)} makes them" if missing else
+                                                                   ""), highlight=False, soft_wrap=True)
+
+
+@results_app.command("table")
+def results_table(
+    suite: _SuiteName,
+    preset: _SuitePreset = "quick",
+    folder: _Results = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As comma-separated values, with all columns.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+) -> None:
+    """The variants of a suite: means over seeds with 95 % intervals, and paired differences to the reference."""
+    from . import results
+
+    if csv and markdown:
+        raise ValueError("a table is printed in one form: give --csv or --markdown, not both")
+    found = results.load_suite(suite, preset, folder=folder)
+    groups = [g for g in found.groups if task in (None, g.task)]
+    if not groups:
+        raise ValueError(f"the suite {suite} has no task {task!r} (it has: "
+                         f"{', '.join(dict.fromkeys(g.task for g in found.groups))})")
+    if csv:
+        _print_csv(found, groups)
+        return
+    if not markdown:
+        out.print(f"{found.name}, preset {preset}: {found.question}\n", highlight=False, markup=False)
+    for group in groups:
+        rows = results.compare(found, group.task, group.corpus)
+        head, *body = _suite_table(found, group, rows)
+        title = f"{group.title}: {group.metric.replace('_', ' ')}{'' if group.higher_is_better else ', less is better'}"
+        if markdown:
+            cells = [[c.replace("|", "\\|") for c in row] for row in body]
+            lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
+            print(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n")
+            continue
+        table = Table(*head, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in body:
+            table.add_row(*row)
+        out.print(table, "")
+    if found.missing:
+        (err if markdown else out).print(f"{len(found.missing)} runs are missing; kernelbook results missing {suite} "
+                                         f"--preset {preset} lists them", highlight=False, soft_wrap=True)
+
+
+def _suite_table(suite: Any, group: Any, rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Head and rows of a comparison, as text."""
+    import math
+
+    def number(value: float | None, sign: str = "") -> str:
+        return "" if value is None else f"{value:{sign}.2f}" if abs(value) >= 1.5 else f"{value:{sign}.4f}"
+
+    def interval(low: float | None, high: float | None, sign: str = "") -> str:
+        return "" if low is None else f"[{number(low, sign)}, {number(high, sign)}]"
+
+    head = ["variant", "mean", "s.d.", "95 % interval", "n", f"minus {suite.reference}", "95 % interval ",
+            "dimension", "parameters", "seconds"]
+    found = [head]
+    for row in rows:
+        count = ", ".join([str(row["n"]), *(f"{row[what]} {what}" for what in ("diverged", "missing") if row[what])])
+        dimension = row["feature_dimension"]
+        found.append([row["label"], number(row["mean"]), number(row["sd"]), interval(row["low"], row["high"]), count,
+                      number(row["difference"], "+"), interval(row["difference_low"], row["difference_high"], "+"),
+                      "" if dimension is None else "∞" if math.isinf(dimension) else f"{dimension:,}",
+                      "" if row["parameters"] is None else f"{row['parameters']:,}",
+                      "" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}"])
+    return found
+
+
+def _print_csv(suite: Any, groups: list[Any]) -> None:
+    import csv
+
+    from .results import compare
+
+    rows = [{"task": g.task, "corpus": g.corpus, "metric": g.metric} | row
+            for g in groups for row in compare(suite, g.task, g.corpus)]
+    writer = csv.DictWriter(sys.stdout, [key for key in rows[0] if key != "values"], extrasaction="ignore",
+                            lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+@results_app.command("plot")
+def results_plot(
+    suite: _SuiteName,
+    file: Annotated[Path, typer.Option("--out", help="The PNG file.")],
+    preset: _SuitePreset = "quick",
+    folder: _Results = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    curves: Annotated[str | None, typer.Option(metavar="METRIC", help="Draw learning curves instead, of valid_loss, "
+                                               "say.")] = None,
+    dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
+) -> None:
+    """Draw the table of a suite: dots with intervals; or learning curves with bands."""
+    from . import plotting, results
+
+    found = results.load_suite(suite, preset, folder=folder)
+    groups = [g for g in found.groups if task in (None, g.task)]
+    if not groups:
+        raise ValueError(f"the suite {suite} has no task {task!r} (it has: "
+                         f"{', '.join(dict.fromkeys(g.task for g in found.groups))})")
+    with plotting.style("dark" if dark else "light"):
+        if curves is None:
+            panels = {g: results.compare(found, g.task, g.corpus) for g in groups}
+            figure, text = plotting.plot_suite(panels, found.reference), plotting.describe_suite(panels)
+        else:
+            lines = {g.title: results.curves(found, g.task, g.corpus, metric=curves) for g in groups}
+            figure, text = plotting.plot_curves(lines, curves), plotting.describe_curves(lines, curves)
+        plotting.save(figure, file)
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+    out.print(f"figure  {file}", highlight=False, markup=False, soft_wrap=True)
 
 
 # ------------------------------------------------------------------------- data

@@ -71,7 +71,7 @@ def test_train_evaluate_translate_and_look_again(kernelbook, corpus, tmp_path):
     code, said, _ = kernelbook("translate", "a", "Der Hund sieht den Baum.", "")
     assert code == 0 and said.splitlines() == ["The dog sees the tree.", ""]
     code, said, _ = kernelbook("evaluate", "a", "--data-dir", corpus.parent, "--data", "multi30k")
-    assert code == 0 and f"BLEU {record.metrics['test_bleu']:.2f}" in said
+    assert code == 0 and f" {record.metrics['test_bleu']:.2f}" in said and record.signature in said
     code, said, _ = kernelbook("results", "list", ".")
     assert code == 0 and said.count(record.name[:20]) == 2
     assert kernelbook("results", "show", "a")[0] == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +27,57 @@ class Preset:
         Numbers of :class:`kernelbook.models.TransformerConfig`.
     options : dict
         What the task makes of a corpus: size of the vocabulary, lengths, how many examples; each task says which.
+    corpora : dict of Preset
+        What takes the place of this one for the corpora named.
+    metadata : dict, optional
+        That of a trained model, to evaluate it: its tokeniser and its classes are taken, instead of learning new ones.
     """
 
     settings: Settings
     model: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    corpora: dict[str, Preset] = field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
+
+    def of(self, corpus: str | None) -> Preset:
+        """The preset for a corpus.
+
+        Parameters
+        ----------
+        corpus : str or None
+            Its name.
+
+        Returns
+        -------
+        Preset
+        """
+        return self.corpora.get(corpus, self)
+
+    def changed(self, *, settings: Mapping[str, Any] | None = None, model: Mapping[str, Any] | None = None,
+                options: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None) -> Preset:
+        """The same with some values replaced, for every corpus.
+
+        Parameters
+        ----------
+        settings, model, options : dict, optional
+            New values by name.
+        metadata : dict, optional
+            Of a trained model.
+
+        Returns
+        -------
+        Preset
+
+        Raises
+        ------
+        ValueError
+            If a setting is out of range.
+        """
+        changes = {"settings": settings, "model": model, "options": options, "metadata": metadata}
+        return Preset(replace(self.settings, **(settings or {})), self.model | dict(model or {}),
+                      self.options | dict(options or {}),
+                      {name: preset.changed(**changes) for name, preset in self.corpora.items()},
+                      self.metadata if metadata is None else dict(metadata))
 
 
 @dataclass(frozen=True)
@@ -80,8 +126,12 @@ class Prepared(Task, Protocol):
     metadata: dict[str, Any]
     decoding: str
 
-    def evaluate(self, model: Transformer, device: torch.device, progress: Callable[[int, int], None]) -> Outcome:
-        """Metrics of a trained model on held-out data; ``progress(done, of)`` is called on the way."""
+    def evaluate(self, model: Transformer, device: torch.device, progress: Callable[[int, int], None],
+                 split: str = "test") -> Outcome:
+        """Metrics of a trained model on a split, ``"test"`` or ``"valid"``; their names begin with that of the split.
+
+        ``progress(done, of)`` is called on the way.
+        """
 
 
 @dataclass(frozen=True)
@@ -101,8 +151,8 @@ class TaskKind:
     presets : dict of Preset
         By name.
     prepare : callable
-        ``prepare(corpus, data_dir, preset) -> Prepared``; ``preset.settings`` are those of the run, its seed among
-        them.
+        ``prepare(corpus, data_dir, preset) -> Prepared``.  ``preset.of(name of the corpus)`` is the run's own: its
+        settings, the seed among them, and its options.
     """
 
     name: str

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import evaluation
-from ..data import Pair, ParallelCorpus, Tokenizer, fingerprint, load_translation, pad, token_budget_batches
+from ..data import DataError, Pair, ParallelCorpus, Tokenizer, fingerprint, load_translation, pad, token_budget_batches
 from ..models import Transformer
 from ..training import Settings
 from .base import Outcome, Preset, TaskKind, spread
@@ -39,8 +39,8 @@ PRESETS = {
         {"vocabulary": 10000}),
 }
 """Sizes of a translation run. Options: ``vocabulary`` (tokens of the joint byte-pair vocabulary), ``max_words`` (by
-corpus: pairs with a longer side are left out, in every split), ``train_pairs`` and ``test_pairs`` (at most so many,
-the first of the split)."""
+corpus, or one number for any: pairs with a longer side are left out, in every split; 0 leaves out none),
+``train_pairs`` and ``test_pairs`` (at most so many, the first of the split)."""
 
 
 class Translation:
@@ -54,6 +54,11 @@ class Translation:
         Joint, of both languages.
     settings : Settings
         Budget of a batch, label smoothing, seed.
+
+    Raises
+    ------
+    DataError
+        If one training pair is longer than a batch.
     """
 
     def __init__(self, corpus: ParallelCorpus, tokenizer: Tokenizer, settings: Settings) -> None:
@@ -68,6 +73,12 @@ class Translation:
         self.metadata = {"tokenizer": tokenizer.to_json(), "direction": direction}
         self.train, self.valid = self._encode(corpus.train), self._encode(corpus.valid)
         self._lengths = [max(len(s), len(t)) for s, t in self.train]
+        longest = max(range(len(self._lengths)), key=self._lengths.__getitem__)
+        if (tokens := self._lengths[longest]) > settings.batch_tokens:
+            raise DataError(f"training pair {longest + 1} of {corpus.name} has {tokens:,} tokens, more than a batch of "
+                            f"{settings.batch_tokens:,}: {corpus.train[longest].source[:60]!r}...; raise the batch, as "
+                            f"with --setting batch_tokens={tokens}, or leave long pairs out, as with --option "
+                            "max_words=60")
 
     def _encode(self, pairs: Sequence[Pair]) -> list[tuple[list[int], list[int]]]:
         t = self.tokenizer
@@ -103,26 +114,33 @@ class Translation:
             total, count = total + loss.item() * n, count + n
         return {"valid_loss": total / count, "valid_perplexity": math.exp(min(total / count, 50.0))}
 
-    def evaluate(self, model: Transformer, device: torch.device, progress: Callable[[int, int], None]) -> Outcome:
-        """BLEU of the test pairs, and of trivial systems; and three translations."""
-        pairs = self.corpus.test
+    def evaluate(self, model: Transformer, device: torch.device, progress: Callable[[int, int], None],
+                 split: str = "test") -> Outcome:
+        """BLEU of the pairs of a split, and of trivial systems; and three translations."""
+        pairs = self.corpus.splits[split]
         references = [p.target for p in pairs]
         found = evaluation.translate(model, self.tokenizer, [p.source for p in pairs], progress=progress)
         score = evaluation.bleu(found, references)
-        return Outcome({"test_bleu": score.score}, evaluation.baselines(self.corpus.train, pairs), score.signature,
+        return Outcome({f"{split}_bleu": score.score}, evaluation.baselines(self.corpus.train, pairs), score.signature,
                        [{"source": pairs[i].source, "reference": references[i], "translation": found[i]}
                         for i in spread(len(pairs), 3)])
 
 
 def prepare(corpus: str | None, data_dir: Path | None, preset: Preset) -> Translation:
     """A parallel corpus at a preset's size, its vocabulary learned from its training pairs."""
-    pairs = _sized(load_translation(corpus, data_dir=data_dir), preset.options)
-    tokenizer = Tokenizer.train((text for p in pairs.train for text in p), preset.options["vocabulary"])
+    pairs = load_translation(corpus, data_dir=data_dir)
+    preset = preset.of(pairs.name)
+    pairs = _sized(pairs, preset.options)
+    if preset.metadata is not None:
+        tokenizer = Tokenizer.from_json(preset.metadata["tokenizer"])
+    else:
+        tokenizer = Tokenizer.train((text for p in pairs.train for text in p), preset.options["vocabulary"])
     return Translation(pairs, tokenizer, preset.settings)
 
 
 def _sized(corpus: ParallelCorpus, options: Mapping[str, Any]) -> ParallelCorpus:
-    if words := options.get("max_words", {}).get(corpus.name):
+    words = options.get("max_words", 0)
+    if words := words.get(corpus.name, 0) if isinstance(words, Mapping) else words:
         corpus = corpus.short(words)
     train, test = options.get("train_pairs"), options.get("test_pairs")
     if train or test:
