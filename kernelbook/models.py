@@ -47,6 +47,9 @@ class TransformerConfig:
         Of every attention.
     normaliser, path : str
         As in :func:`kernelbook.attention.attend`.
+    tied, qk_width
+        As in :class:`kernelbook.attention.KernelAttention`: whether queries and keys are projected by one matrix, and
+        their width in each head (default ``width // heads``).
     pad_id : int
         The token that fills short sequences.
 
@@ -69,6 +72,8 @@ class TransformerConfig:
     normaliser: str = "sum"
     path: str = "auto"
     pad_id: int = 0
+    tied: bool = False
+    qk_width: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", get(self.kernel))
@@ -78,7 +83,7 @@ class TransformerConfig:
         if (self.architecture == "classifier") != (self.classes is not None):
             raise ValueError("classes must be given for the classifier, and for it only; "
                              f"got classes={self.classes} for {self.architecture!r}")
-        for name in ("vocabulary", "classes", "width", "heads", "layers", "feedforward"):
+        for name in ("vocabulary", "classes", "width", "heads", "layers", "feedforward", "qk_width"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.width % self.heads or self.width % 2:
@@ -94,7 +99,7 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> TransformerConfig:
-        """The configuration that :meth:`to_dict` described."""
+        """The configuration that :meth:`to_dict` described; what an older one does not say has its default."""
         return cls(**(plain | {"kernel": from_config(plain["kernel"])}))
 
 
@@ -106,7 +111,7 @@ class _Block(nn.Module):
 
         def attention() -> KernelAttention:
             return KernelAttention(c.width, c.heads, dropout=c.attention_dropout, batch_first=True, kernel=c.kernel,
-                                   normaliser=c.normaliser, path=c.path)
+                                   normaliser=c.normaliser, path=c.path, tied=c.tied, qk_width=c.qk_width)
 
         self.self_attention, self.self_norm = attention(), nn.LayerNorm(c.width)
         self.cross_attention = attention() if cross else None

@@ -552,6 +552,95 @@ def test_module_is_attention_between_its_heads():
                 torch.testing.assert_close(module(*inputs, need_weights=need_weights)[0], module.out_proj(merged))
 
 
+@settings(max_examples=80)
+@given(seed=st.integers(0, 99), tied=flags, width=st.sampled_from([None, 1, 3, 7]), bias=flags, self_attention=flags,
+       other_values=flags, batch_first=flags, causal=flags, need_weights=flags,
+       kernel=st.sampled_from(["edp", "rbf", "quadratic"]))
+def test_module_with_one_matrix_or_another_width_is_the_formula(seed, tied, width, bias, self_attention, other_values,
+                                                                batch_first, causal, need_weights, kernel):
+    """The first rows are those of queries, then keys unless tied, then values; heads are consecutive rows."""
+    vdim = 5 if other_values and not self_attention else None
+    torch.manual_seed(seed)
+    module = KernelAttention(6, 2, bias=bias, vdim=vdim, batch_first=batch_first, dtype=torch.float64, kernel=kernel,
+                             tied=tied, qk_width=width)
+    for p in module.parameters():
+        torch.nn.init.normal_(p)
+    wide, state = 2 * (width or 3), module.state_dict()
+    rows = [wide, 6] if tied else [wide, wide, 6]
+    if vdim is None:
+        ws = list(state["in_proj_weight"].split(rows))
+    else:
+        ws = [state[name] for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight") if name in state]
+    bs = list(state["in_proj_bias"].split(rows)) if bias else [0.0] * len(rows)
+    assert [len(w) for w in ws] == rows
+    if tied:
+        ws, bs = [ws[0], *ws], [bs[0], *bs]
+
+    x, = draw(seed, (2, 4, 6))
+    y, z = (x, x) if self_attention else draw(seed + 1, (2, 5, 6), (2, 5, vdim or 6))
+    q, k, v = (t @ w.T + b for t, w, b in zip((x, y, z), ws, bs, strict=True))
+    heads = [attend(q[..., h * wide // 2:(h + 1) * wide // 2], k[..., h * wide // 2:(h + 1) * wide // 2],
+                    v[..., 3 * h:3 * h + 3], kernel, causal=causal, path="exact") for h in range(2)]
+    expected = module.out_proj(torch.cat(heads, -1))
+    inputs = (x, y, z) if batch_first else tuple(t.transpose(0, 1) for t in (x, y, z))
+    inputs = (inputs[0],) * 3 if self_attention else inputs
+    out, _ = module(*inputs, is_causal=causal, need_weights=need_weights)
+    torch.testing.assert_close(out if batch_first else out.transpose(0, 1), expected)
+    module.eval()
+    with torch.no_grad():       # the cache, and queries that come after
+        cache = module.new_cache()
+        module(*inputs, is_causal=causal, need_weights=False, cache=cache)
+        if not causal:
+            late, _ = module(inputs[0], None, None, need_weights=False, cache=cache)
+            torch.testing.assert_close(late if batch_first else late.transpose(0, 1), expected)
+
+
+@given(seed=st.integers(0, 99))
+def test_tied_matrices_make_a_symmetric_kernel_matrix(seed):
+    """Of EDP it is positive semidefinite too, whatever the matrix; the weights are not symmetric, being normalised.
+    In attention to other points there is one matrix too.  Control: with two matrices neither holds."""
+    x, y = draw(seed, (1, 12, 8), (1, 5, 8))
+    asymmetry, least = {}, {}
+    for tied in (True, False):
+        torch.manual_seed(seed)
+        module = KernelAttention(8, 2, batch_first=True, dtype=torch.float64, tied=tied)
+        q, k, _ = module.heads(x, x, x)
+        gram = EDP()(q, k)
+        asymmetry[tied] = ((gram - gram.mT).abs().amax((-2, -1)) / gram.abs().amax((-2, -1))).min().item()
+        least[tied] = torch.linalg.eigvalsh((gram + gram.mT) / 2).min().item()
+        forth, (back, keys, _) = module.heads(x, y, y), module.heads(y, x, x)
+        assert torch.equal(EDP()(forth[0], forth[1]), EDP()(back, keys).mT) is tied
+        w = weights(q, k)
+        assert (w - w.mT).abs().max() > 1e-3
+    assert asymmetry[True] == 0 and least[True] > -1e-10
+    assert asymmetry[False] > 1e-3 and least[False] < -1e-2
+
+
+def test_module_draws_its_parameters_in_one_order():
+    """The default draws what it always drew, so that runs of earlier records can be made again; other layouts draw from
+    the same distribution, so that kernels begin at the same bandwidth."""
+    torch.manual_seed(0)
+    module = KernelAttention(64, 4)
+    torch.manual_seed(0)
+    torch.nn.Linear(64, 64)
+    expected = torch.nn.init.xavier_uniform_(torch.empty(192, 64)), torch.empty(64, 64)
+    torch.nn.init.kaiming_uniform_(expected[1], a=5 ** 0.5)
+    assert torch.equal(module.in_proj_weight, expected[0]) and torch.equal(module.out_proj.weight, expected[1])
+    bound = expected[0].abs().max().item()
+    for options in ({"tied": True}, {"qk_width": 4}, {"tied": True, "qk_width": 40}):
+        weight = KernelAttention(64, 4, **options).in_proj_weight
+        assert weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+    torch.manual_seed(0)
+    module = KernelAttention(64, 4, kdim=10, vdim=20)
+    torch.manual_seed(0)
+    torch.nn.Linear(64, 64)
+    for name, width in (("q", 64), ("k", 10), ("v", 20)):
+        drawn = torch.nn.init.xavier_uniform_(torch.empty(64, width))
+        assert torch.equal(getattr(module, f"{name}_proj_weight"), drawn)
+    narrow = KernelAttention(64, 4, vdim=20, qk_width=2).q_proj_weight
+    assert narrow.abs().max().item() == pytest.approx((6 / 128) ** 0.5, rel=0.01)
+
+
 def test_module_dropout_and_empty_rows():
     x, = draw(0, (4, 2, 8), dtype=torch.float32)
     for need_weights in (True, False):
@@ -712,6 +801,9 @@ X = torch.ones(4, 3, 8)         # (length, batch, width)
     (lambda: KernelAttention(8, 2, path="flash"), ["flash", "fused"]),
     (lambda: KernelAttention(8, 2, kernel="l2", path="fused"), ["L2"]),
     (lambda: KernelAttention(8, 2, dropout=1.5), ["dropout", "1.5"]),
+    (lambda: KernelAttention(8, 2, qk_width=0), ["qk_width", "at least 1"]),
+    (lambda: KernelAttention(8, 2, kdim=6, tied=True), ["embed_dim is 8", "kdim is 6"]),
+    (lambda: KernelAttention(8, 2, kernel=TensorProduct(EDP(), RBF(), 3), path="fused", qk_width=3), ["width", "3"]),
     (lambda: KernelAttention(8, 2)(X, X, X[:2]), ["one length", r"\(2, 3, 8\)", "batch_first"]),
     (lambda: KernelAttention(8, 2)(X, X[:, :1], X[:, :1]), ["one batch", r"\(4, 1, 8\)"]),
     (lambda: KernelAttention(8, 2)(X[..., :6], X, X), ["widths", "8", "6"]),

@@ -1,13 +1,18 @@
-"""The Transformer: what it may see, what it must not depend on, and greedy decoding."""
+"""The Transformer: what it may see, what it must not depend on, what it is beside torch's, and greedy decoding."""
 
+import importlib.util
 import math
+import sys
 
 import pytest
 import torch
 
 from kernelbook import kernels
+from kernelbook.attention import KernelAttention
 from kernelbook.decoding import greedy
+from kernelbook.files import save_tensors
 from kernelbook.models import ARCHITECTURES, Transformer, TransformerConfig
+from kernelbook.training import load_model
 
 SMALL = {"vocabulary": 40, "width": 16, "heads": 2, "layers": 2, "feedforward": 32}
 BOS, EOS = 1, 2
@@ -103,6 +108,7 @@ def test_configuration_survives_being_stored():
     ({"classes": 4}, "classifier"),
     ({"pad_id": 40}, "0 to 39"),
     ({"architecture": "classifier", "classes": 0}, "classes must be at least 1"),
+    ({"qk_width": 0}, "qk_width must be at least 1"),
 ])
 def test_numbers_that_do_not_fit_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
@@ -136,3 +142,136 @@ def test_recorded_heads_are_those_of_the_pass():
     assert len(layers) == 2 and not torch.equal(layers[0][1], layers[1][1])
     with pytest.raises(ValueError, match="no attention 'cross'"):
         make("decoder").record_heads(lambda: None)
+
+
+# ------------------------------------------------------------------------- one matrix for queries and keys; their width
+
+OTHER = [{"tied": True}, {"qk_width": 3}, {"tied": True, "qk_width": 11}]
+
+
+def of_architecture(architecture, *, batch=2, n=6):
+    """Tokens for a model: a source with padding if it has an encoder, and a target if it has both."""
+    source = tokens(batch, 5)
+    source[0, 3:] = 0
+    target = tokens(batch, n, seed=1)
+    return {"encoder-decoder": (source, target), "decoder": (target,), "classifier": (source,)}[architecture]
+
+
+@pytest.mark.parametrize("options", OTHER, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_matrices_tied_and_of_another_width_are_those_of_every_attention(architecture, options):
+    model, plain = make(architecture, **options), make(architecture)
+    modules = [m for m in model.modules() if isinstance(m, KernelAttention)]
+    wide = 2 * options.get("qk_width", 8)
+    rows = wide * (1 if "tied" in options else 2) + 16
+    assert len(modules) == (6 if architecture == "encoder-decoder" else 2)
+    for m in modules:
+        assert m.in_proj_weight.shape == (rows, 16) and m.in_proj_bias.shape == (rows,)
+    assert plain.parameter_count - model.parameter_count == len(modules) * (48 - rows) * 17
+    inputs = of_architecture(architecture)
+    assert model(*inputs).shape == plain(*inputs).shape
+    before = model(*inputs)
+    for m in modules:                       # each has its part in the output
+        kept = m.in_proj_weight.detach().clone()
+        with torch.no_grad():
+            m.in_proj_weight[:wide] *= 2
+        assert not torch.allclose(model(*inputs), before, atol=1e-6)
+        with torch.no_grad():
+            m.in_proj_weight.copy_(kept)
+
+
+@pytest.mark.parametrize("options", OTHER, ids=str)
+@pytest.mark.parametrize("kernel", ["edp", "rbf", "elu"])
+def test_matrices_tied_and_of_another_width_decode_with_a_cache(kernel, options):
+    for architecture in ("encoder-decoder", "decoder"):
+        model, (*source, target) = make(architecture, kernel=kernel, **options), of_architecture(architecture)
+        with torch.no_grad():
+            memory = model.encode(*source) if source else ()
+            whole, cache = model.decode(target, *memory), model.new_cache(*memory)
+            parts = [model.decode(target[:, i:j], cache=cache) for i, j in ((0, 3), (3, 4), (4, 6))]
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-12)
+
+
+def test_models_written_before_there_were_ties_still_load(tmp_path):
+    model = make("decoder")
+    old = {key: value for key, value in model.config.to_dict().items() if key not in ("tied", "qk_width")}
+    assert TransformerConfig.from_dict(old) == model.config and not model.config.tied
+    save_tensors(tmp_path / "model.safetensors", model.float().state_dict(), {"kind": "model", "config": old})
+    loaded, _ = load_model(tmp_path)
+    source = tokens(2, 5)
+    assert torch.equal(loaded(source), model(source))
+    config = TransformerConfig("decoder", **SMALL, tied=True, qk_width=3)
+    assert TransformerConfig.from_dict(config.to_dict()) == config
+
+
+# ------------------------------------------------------------------------- beside torch's
+
+def benchmark():
+    """The script that times both."""
+    spec = importlib.util.spec_from_file_location("training_benchmark", "benchmarks/training.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_with_edp_it_is_torch_s_transformer(architecture, batch_first):
+    """Outputs and gradients of all parameters, with padding and causality, from the same weights in float64."""
+    more = {"classes": 3} if architecture == "classifier" else {}
+    config = TransformerConfig(architecture, **SMALL, **more)
+    assert benchmark().disagreement(config, of_architecture(architecture), batch_first) < 1e-12
+
+
+# ------------------------------------------------------------------------- numbers at the start
+
+def fitting(name):
+    return ["sum"] if kernels.get(name).normalisable else ["abs-sum", "relu-sum", "count"]
+
+
+EACH = [(name, normaliser) for name in kernels.available() for normaliser in fitting(name)]
+
+
+@pytest.mark.parametrize(("kernel", "normaliser"), EACH)
+def test_gradients_are_finite_at_the_start(kernel, normaliser):
+    """In single precision, where nearly all is padding, a sentence is empty, and tokens repeat."""
+    source = torch.zeros(4, 12, dtype=torch.long)
+    source[0, 0], source[1], source[2, :5] = 7, 9, torch.tensor([3, 3, 4, 3, 3])
+    target = torch.full((4, 9), 5)
+    for tied in (False, True):
+        model = make(kernel=kernel, normaliser=normaliser, tied=tied, layers=3).float().train()
+        logits = model(source, target)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()).backward()
+        assert logits.isfinite().all()
+        for name, p in model.named_parameters():
+            if p.grad is None:          # nothing depends on the queries
+                assert kernel == "constant" and "cross_norm" in name
+            else:
+                assert p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize(("kernel", "normaliser"), EACH)
+def test_gradients_are_finite_where_queries_and_keys_coincide(kernel, normaliser):
+    """One token throughout and one matrix: every query is every key; and all are zero."""
+    torch.manual_seed(0)
+    attention = KernelAttention(8, 2, kernel=kernel, normaliser=normaliser, tied=True, batch_first=True)
+    for x in (torch.randn(1, 1, 8).repeat(2, 40, 1), torch.zeros(2, 40, 8)):
+        x.requires_grad_()
+        for causal in (False, True):
+            out, _ = attention(x, x, x, is_causal=causal, need_weights=False)
+            found = torch.autograd.grad(out.square().sum() + out.sum(), (x, *attention.parameters()))
+            assert out.isfinite().all() and all(g.isfinite().all() for g in found)
+
+
+# ------------------------------------------------------------------------- compiled, and on any device
+
+def test_it_compiles_whole():
+    """In one graph, and again where lengths have become symbols and the table of positions grows."""
+    torch._dynamo.reset()
+    model = make(kernel="rbf", layers=1)
+    compiled, parameters = torch.compile(model, backend="eager", fullgraph=True), list(model.parameters())
+    for n in (6, 7, 70):
+        inputs = of_architecture("encoder-decoder", n=n)
+        outputs = [m(*inputs) for m in (compiled, model)]
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*(torch.autograd.grad(out.square().sum(), parameters) for out in outputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +28,14 @@ class KernelAttention(nn.Module):
     *not* be seen, the opposite of :func:`attend`), so its weights load here and the two agree for ``kernel="edp"``;
     only a query with no key to see gets zeros here and NaN there.
 
+    With ``tied``, :math:`W^Q=W^K`, biases included: in self-attention the kernel then compares points of one set, so
+    its matrix is symmetric where the kernel is.  With ``qk_width``, queries and keys of a head have a width :math:`w`
+    of their own: a small one makes the logits of ``kernel="edp"`` a matrix of low rank.  Either changes the shapes of
+    parameters, not their names: ``in_proj_weight`` is :math:`W^Q`, :math:`W^K` and :math:`W^V`, one below the other, of
+    ``num_heads * w``, ``num_heads * w`` and ``embed_dim`` rows; if tied, there is no :math:`W^K` in it (and no
+    ``k_proj_weight``).  Entries are drawn from the distribution that they have by default, so that kernels begin at the
+    same temperature or bandwidth.
+
     Parameters
     ----------
     embed_dim, num_heads : int
@@ -41,22 +51,27 @@ class KernelAttention(nn.Module):
     device, dtype : optional
         Of the parameters.
     kernel : str or Kernel
-        Of the heads, at width ``embed_dim // num_heads``.
+        Of the heads, at width ``qk_width``.
     normaliser, path : str
         As in :func:`attend`.
+    tied : bool
+        Whether queries and keys are projected by the same matrix and bias.
+    qk_width : int, optional
+        Width of the queries and keys of a head (default ``embed_dim // num_heads``, which the values always have).
 
     Raises
     ------
     ValueError
         If ``num_heads`` does not divide ``embed_dim``, or the kernel may be negative and ``normaliser`` is ``"sum"``,
-        or ``path`` or ``dropout`` does not fit, or ``add_bias_kv`` or ``add_zero_attn`` is asked for: neither is
-        provided.
+        or ``path``, ``dropout`` or ``qk_width`` does not fit, or ``kdim`` is another width and the matrices are to be
+        tied, or ``add_bias_kv`` or ``add_zero_attn`` is asked for: neither is provided.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
                  add_bias_kv: bool = False, add_zero_attn: bool = False, kdim: int | None = None,
                  vdim: int | None = None, batch_first: bool = False, device=None, dtype=None, *,
-                 kernel: str | Kernel = "edp", normaliser: str = "sum", path: str = "auto") -> None:
+                 kernel: str | Kernel = "edp", normaliser: str = "sum", path: str = "auto", tied: bool = False,
+                 qk_width: int | None = None) -> None:
         super().__init__()
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
             raise ValueError(f"num_heads must divide embed_dim, but {num_heads} does not divide {embed_dim}")
@@ -64,22 +79,31 @@ class KernelAttention(nn.Module):
             raise ValueError("KernelAttention has neither add_bias_kv nor add_zero_attn; leave them False")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.kdim, self.vdim = kdim or embed_dim, vdim or embed_dim
+        self.tied, self.qk_width = tied, self.head_dim if qk_width is None else qk_width
+        if self.qk_width < 1:
+            raise ValueError(f"qk_width must be at least 1, not {qk_width}; None means the width of the values")
+        if tied and self.kdim != embed_dim:
+            raise ValueError("one matrix serves queries and keys only where both come with one width, but embed_dim is "
+                             f"{embed_dim} and kdim is {kdim}; leave out kdim=, or tied=")
         self.dropout, self.batch_first, self.normaliser, self.path = dropout, batch_first, normaliser, path
         self.kernel = get(kernel)
         check_normaliser(self.kernel, normaliser)
-        choose(Call(self.kernel, normaliser, d=self.head_dim, d_v=self.head_dim), path)
+        choose(Call(self.kernel, normaliser, d=self.qk_width, d_v=self.head_dim), path)
         check_dropout(dropout)
         made = {"device": device, "dtype": dtype}
         self._one_projection = self.kdim == self.vdim == embed_dim
         self._qkv_same_embed_dim = False    # keeps torch's encoder layer from its fast path, which knows no kernels
+        wide = num_heads * self.qk_width
+        self._rows = (wide, embed_dim) if tied else (wide, wide, embed_dim)
         if self._one_projection:
-            self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, **made))
+            self.in_proj_weight = nn.Parameter(torch.empty(sum(self._rows), embed_dim, **made))
         else:
-            self.q_proj_weight = nn.Parameter(torch.empty(embed_dim, embed_dim, **made))
-            self.k_proj_weight = nn.Parameter(torch.empty(embed_dim, self.kdim, **made))
+            self.q_proj_weight = nn.Parameter(torch.empty(wide, embed_dim, **made))
+            if not tied:
+                self.k_proj_weight = nn.Parameter(torch.empty(wide, self.kdim, **made))
             self.v_proj_weight = nn.Parameter(torch.empty(embed_dim, self.vdim, **made))
         if bias:
-            self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, **made))
+            self.in_proj_bias = nn.Parameter(torch.empty(sum(self._rows), **made))
         else:
             self.register_parameter("in_proj_bias", None)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, **made)
@@ -91,11 +115,16 @@ class KernelAttention(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(p)
             elif not name.startswith("out_proj"):
-                nn.init.xavier_uniform_(p)
+                # xavier_uniform_ of the default's shape, whatever the matrix's own rows are.
+                rows = 3 * self.embed_dim if name == "in_proj_weight" else self.embed_dim
+                bound = math.sqrt(3.0) * math.sqrt(2.0 / (rows + p.shape[1]))
+                nn.init.uniform_(p, -bound, bound)
         nn.init.kaiming_uniform_(self.out_proj.weight, a=5 ** 0.5)
 
     def extra_repr(self) -> str:
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, kernel={self.kernel!r}"
+        shown = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, kernel={self.kernel!r}"
+        shown += ", tied" if self.tied else ""
+        return shown if self.qk_width == self.head_dim else f"{shown}, qk_width={self.qk_width}"
 
     def heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the heads.
@@ -108,19 +137,27 @@ class KernelAttention(nn.Module):
         Returns
         -------
         tuple of Tensor
-            ``(batch, num_heads, n, head_dim)``, ``(batch, num_heads, m, head_dim)`` twice.
+            ``(batch, num_heads, n, qk_width)``, ``(batch, num_heads, m, qk_width)`` and
+            ``(batch, num_heads, m, head_dim)``.
         """
-        return tuple(x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
-                     for x in self._project(query, key, value))
+        return tuple(self._split(x) for x in self._project(query, key, value))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Into heads, which become an axis before that of the length."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        if not self._one_projection:
-            ws = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        elif query is key and key is value:
-            return F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, -1)
+        if self._one_projection and query is key and key is value:
+            found = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(self._rows, -1)
+            return (found[0], *found) if self.tied else found
+        biases = (None,) * len(self._rows) if self.in_proj_bias is None else self.in_proj_bias.split(self._rows)
+        if self._one_projection:
+            ws = self.in_proj_weight.split(self._rows)
         else:
-            ws = self.in_proj_weight.chunk(3)
+            keys = () if self.tied else (self.k_proj_weight,)
+            ws = (self.q_proj_weight, *keys, self.v_proj_weight)
+        if self.tied:
+            ws, biases = (ws[0], *ws), (biases[0], *biases)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), ws, biases, strict=True))
 
     def new_cache(self, kind: str = "auto") -> Cache:
@@ -243,10 +280,10 @@ class KernelAttention(nn.Module):
                              f"{tuple(query.shape)}")
         if alone or not self.batch_first:
             query = query.unsqueeze(0) if alone else query.transpose(0, 1)
-        w = self.in_proj_weight[:self.embed_dim] if self._one_projection else self.q_proj_weight
-        b = None if self.in_proj_bias is None else self.in_proj_bias[:self.embed_dim]
-        q = F.linear(query, w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(-2, -3)
-        return self._merge(cache.attend(q, causal=causal), alone)
+        rows = self._rows[0]
+        w = self.in_proj_weight[:rows] if self._one_projection else self.q_proj_weight
+        b = None if self.in_proj_bias is None else self.in_proj_bias[:rows]
+        return self._merge(cache.attend(self._split(F.linear(query, w, b)), causal=causal), alone)
 
     def _visible(self, padding: Tensor | None, attn_mask: Tensor | None, batch: int, n: int, m: int) -> Tensor | None:
         """Torch's masks, True or -inf at what is hidden, as one mask of what is visible."""
