@@ -1,4 +1,4 @@
-"""Evaluation: BLEU is sacrebleu's, trivial systems are computed, translations keep their order."""
+"""Evaluation: BLEU is sacrebleu's, intervals are Student's, translations keep their order."""
 
 import math
 from dataclasses import replace
@@ -6,10 +6,21 @@ from dataclasses import replace
 import pytest
 import sacrebleu
 import torch
+from scipy import stats
 
 from kernelbook.attention import weights
 from kernelbook.data import Pair, ParallelCorpus, Tokenizer
-from kernelbook.evaluation import attention_sample, baselines, bleu, translate
+from kernelbook.evaluation import (
+    accuracy,
+    attention_sample,
+    baselines,
+    bits_per_byte,
+    bleu,
+    mean_interval,
+    paired_difference,
+    perplexity,
+    translate,
+)
 from kernelbook.models import Transformer, TransformerConfig
 from kernelbook.tasks import Translation
 from kernelbook.training import Settings
@@ -49,6 +60,67 @@ def test_trivial_systems_copy_and_repeat():
     found = baselines(PAIRS, [Pair("x", "Yes."), Pair("The tree.", "The tree.")])
     assert found == {"copy_source": bleu(["x", "The tree."], ["Yes.", "The tree."]).score,
                      "most_frequent_sentence": bleu(["Yes.", "Yes."], ["Yes.", "The tree."]).score}
+
+
+def test_perplexities_compare_vocabularies_by_word_and_byte():
+    text, pieces = "a b", [1 / 4, 1 / 8]            # two tokens, or the same text as one token of probability 1/32
+    nats = -sum(map(math.log, pieces))
+    assert perplexity(nats, 2) == pytest.approx(math.sqrt(32)) and perplexity(-math.log(1 / 32), 1) == pytest.approx(32)
+    assert perplexity(nats, len(text.split())) == pytest.approx(math.sqrt(32))
+    assert bits_per_byte(nats, len(text.encode())) == pytest.approx(5 / 3)
+    assert perplexity(0.0, 3) == 1 and perplexity(1e6, 1) == math.inf
+    for bad in (lambda: perplexity(1.0, 0), lambda: bits_per_byte(-1.0, 2), lambda: perplexity(math.nan, 2)):
+        with pytest.raises(ValueError, match="must be"):
+            bad()
+
+
+def test_accuracy_is_the_share_that_is_right():
+    assert accuracy(["a", "b", "c", "c"], ["a", "c", "c", "c"]) == 0.75
+    assert accuracy(torch.tensor([[1, 2], [3, 4]]), torch.tensor([[1, 0], [0, 0]])) == 0.25
+    for predicted, expected in (([1], [1, 2]), ([], []), (torch.zeros(2, 1), torch.zeros(1, 2))):
+        with pytest.raises(ValueError, match="as many predictions"):
+            accuracy(predicted, expected)
+
+
+def test_an_interval_is_students():
+    found = mean_interval([1, 2, 3, 4, 5])
+    assert (found.mean, found.n, found.level) == (3, 5, 0.95)
+    assert found.half_width == pytest.approx(2.7764451052 * math.sqrt(2.5 / 5), rel=1e-9)     # t(4), 97.5 %, of a table
+    values, reference = [3.1, 2.4, 5.0, 4.4], [2.9, 2.5, 4.1, 4.0]
+    for level in (0.5, 0.99):
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(level)
+        found = mean_interval(dict(enumerate(values)), level)
+        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-12)
+        low, high = stats.ttest_rel(values, reference).confidence_interval(level)
+        found = paired_difference(values, reference, level)
+        assert (found.mean, found.low, found.high) == pytest.approx((0.35, low, high), rel=1e-12)
+
+
+def test_differences_are_paired_by_seed():
+    values, reference = {0: 3.0, 1: 5.0, 2: 9.0}, {2: 8.0, 0: 2.0, 1: 4.0}
+    found = paired_difference(values, reference)
+    assert (found.mean, found.low, found.high, found.n) == (1, 1, 1, 3)
+    with pytest.raises(ValueError, match="only one: 2, 7"):
+        paired_difference(values, {0: 1.0, 1: 1.0, 7: 1.0})
+
+
+def test_one_repetition_has_no_interval_and_says_so():
+    for found in (mean_interval([2.5]), paired_difference([4], [1.5])):
+        assert (found.mean, found.low, found.high, found.half_width, found.n) == (2.5, None, None, None, 1)
+        assert str(found) == "2.5 (n = 1, no interval)"
+    assert str(mean_interval([1, 3], 0.9)) == "2 [-4.314, 8.314] (n = 2, 90 %)"
+
+
+@pytest.mark.parametrize(("call", "words"), [
+    (lambda: mean_interval([]), "at least one"),
+    (lambda: mean_interval([1, math.nan, math.inf]), "2 of 3 are not"),
+    (lambda: mean_interval([1, 2], 95), "as in 0.95"),
+    (lambda: paired_difference([1, 2], [1]), "2 and 1"),
+    (lambda: paired_difference({0: 1}, [1]), "both be mappings"),
+])
+def test_intervals_refuse_what_they_cannot_use(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 def test_losses_are_those_of_a_plain_loop_over_tokens(translator):
