@@ -162,4 +162,15 @@ def total(fabric: Fabric, *values: float) -> list[float]:
     """Each value summed over all processes."""
     if fabric.world_size == 1:
         return list(values)
-    return fabric.all_reduce(torch.tensor(values, dtype=torch.float64, device=fabric.device), reduce_op="sum").tolist()
+    sums = torch.tensor(values, dtype=torch.float64, device=fabric.device)
+    torch.distributed.all_reduce(sums)      # Fabric's own waits for all processes once more
+    return sums.tolist()
+
+
+def gathered(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensors of all processes, of one shape, one below the other."""
+    if fabric.world_size == 1:
+        return tensor[None]
+    every = [torch.empty_like(tensor, device=fabric.device) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(every, tensor.to(fabric.device))
+    return torch.stack(every)

@@ -17,7 +17,7 @@ from lightning_fabric.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from ..files import FileError, load_tensors, save_tensors
-from .machine import on_first
+from .machine import gathered, on_first
 from .settings import Settings
 
 __all__ = ["save_model", "load_model"]
@@ -135,8 +135,7 @@ class Learner:
                 self.average.exchange()
             tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
         for name, state in self._random().items():
-            every = self.fabric.all_gather(state.to(self.fabric.device))
-            tensors[f"random.{name}"] = every.reshape(self.fabric.world_size, -1)
+            tensors[f"random.{name}"] = gathered(self.fabric, state)
         metadata = {"kind": "state", "settings": identity, "position": dataclasses.asdict(at)}
         on_first(self.fabric, lambda: save_tensors(path, tensors, metadata) and None)
 
@@ -169,7 +168,7 @@ class Learner:
                 raise FileError(f"{path} is the state of {processes} process{'es' * (processes > 1)}, and here are "
                                 f"{self.fabric.world_size}; resume with as many devices as it began with")
             for name in self._random():
-                _set_random(name, tensors[f"random.{name}"][self.fabric.global_rank], self.fabric.device)
+                _set_random(name, tensors[f"random.{name}"][self.fabric.global_rank].clone(), self.fabric.device)
             return Position(**metadata["position"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path} lacks a part of the state ({error!r}): it was written by another version of "
