@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from PIL import Image
 
+    from .results import Group
+
 __all__ = [
     "PALETTE", "LINESTYLES", "MARKERS", "SEQUENTIAL", "DIVERGING", "WIDTH", "WIDE", "INK",
     "use", "style", "kernel_style", "attention_map", "gram_map", "band", "interval", "plot_benchmark",
-    "png", "save",
+    "plot_suite", "describe_suite", "plot_curves", "describe_curves", "png", "save",
 ]
 
 #: Widths of a figure in inches; at 100 dots to the inch they fit the column of the rendered book.
@@ -438,6 +440,173 @@ def plot_benchmark(
              for i, n in enumerate(lengths)]
     figure.legend(handles=marks, loc="outside upper right", ncols=len(lengths))
     return figure
+
+
+def plot_suite(
+    panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]],
+    reference: str | None = None,
+) -> Figure:
+    """What experiments found: a dot for the mean of each variant, its confidence interval, and a tick for each seed.
+
+    Parameters
+    ----------
+    panels : sequence of (Group, rows)
+        The groups of a suite, each with what :func:`kernelbook.results.compare` says of it.
+    reference : str, optional
+        The label of the variant whose mean is drawn through the others as a line.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If no run of any group has a number.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = [(group, rows) for group, rows in panels if any(row["values"] for row in rows)]
+    if not panels:
+        raise ValueError("there is nothing to draw: no run of these has a number yet")
+    labels = list(dict.fromkeys(row["label"] for _, rows in panels for row in rows))
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, sharey=True, squeeze=False,
+                                figsize=(WIDE, 0.55 + down * (0.75 + 0.27 * len(labels))))
+    ink = mpl.rcParams["axes.edgecolor"]
+    dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"]))[2] < 0.5
+    for ax, (group, rows) in zip(axes.flat, panels, strict=False):
+        for row in rows:
+            y = labels.index(row["label"])
+            if row["mean"] is None:
+                ax.text(0.02, y, "diverged" if row["diverged"] else "", transform=ax.get_yaxis_transform(),
+                        va="center", fontsize=9, style="italic")
+                continue
+            look = kernel_style(row["kernel"] or "", marker=True)
+            colour = _lighten(look["color"]) if dark and look["color"] != ink else look["color"]
+            if row["label"] == reference:
+                ax.axvline(row["mean"], color=ink, linewidth=0.8, linestyle=":", zorder=0)
+            ax.plot(list(row["values"].values()), [y] * row["n"], linestyle="none", marker="|", markersize=7,
+                    color=colour, alpha=0.55)
+            if row["low"] is not None:
+                ax.plot([row["low"], row["high"]], [y, y], color=colour, linestyle="-", linewidth=2.2)
+            ax.plot(row["mean"], y, linestyle="none", marker=look["marker"], color=colour)
+            if row["diverged"]:
+                ax.annotate(f"{row['diverged']} diverged", (row["mean"], y), (6, 4), textcoords="offset points",
+                            fontsize=8, style="italic")
+        ax.set_title(_plain(group.title))
+        ax.set_xlabel(_metric_label(group))
+        ax.set_yticks(range(len(labels)), [_plain(label) for label in labels], fontsize=9)
+        ax.set_ylim(len(labels) - 0.4, -0.6)
+    for ax in list(axes.flat)[len(panels):]:
+        ax.set_visible(False)
+    return figure
+
+
+def _metric_label(group: Any) -> str:
+    words = group.metric.removeprefix("test_").replace("_", " ")
+    return f"{ {'bleu': 'BLEU'}.get(words, words) } ({'more' if group.higher_is_better else 'less'} is better)"
+
+
+def describe_suite(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]]) -> str:
+    """The alternative text of :func:`plot_suite`: its numbers, in words.
+
+    Parameters
+    ----------
+    panels : sequence of (Group, rows)
+        As for :func:`plot_suite`.
+
+    Returns
+    -------
+    str
+    """
+    found = []
+    for group, rows in panels:
+        parts = []
+        for row in rows:
+            if row["mean"] is not None:
+                text = f"{row['label']} {_number(row['mean'])}"
+                if row["low"] is not None:
+                    text += f" (from {_number(row['low'])} to {_number(row['high'])})"
+                parts.append(text + (f", {row['diverged']} diverged" if row["diverged"] else ""))
+            elif row["diverged"]:
+                parts.append(f"{row['label']} diverged")
+        if parts:
+            found.append(f"{group.title}: mean {_metric_label(group)} with 95 % intervals: {'; '.join(parts)}.")
+    return " ".join(found)
+
+
+def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], metric: str = "valid_loss") -> Figure:
+    """Learning curves: the mean over seeds of each variant, with its confidence interval as a band.
+
+    Parameters
+    ----------
+    panels : sequence of (Group, rows)
+        The groups of a suite, each with what :func:`kernelbook.results.curves` says of it.
+    metric : str
+        What was drawn up, for the axis.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no curve.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = [(group, rows) for group, rows in panels if rows]
+    if not panels:
+        raise ValueError(f"there is nothing to draw: no run of these has a history of {metric}")
+    labels = list(dict.fromkeys(row["label"] for _, rows in panels for row in rows))
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, squeeze=False, figsize=(WIDE, 0.5 + 2.8 * down))
+    cycle = mpl.rcParams["axes.prop_cycle"].by_key()
+    lines = {}
+    for ax, (group, rows) in zip(axes.flat, panels, strict=False):
+        for row in rows:
+            # Variants of one kernel would look alike in its own style, so the cycle tells them apart.
+            i = labels.index(row["label"])
+            shift, i = divmod(i, len(cycle["color"]))
+            look = {"color": cycle["color"][i], "linestyle": LINESTYLES[(i + 3 * shift) % len(LINESTYLES)],
+                    "marker": MARKERS[(i + 3 * shift) % len(MARKERS)] if len(row["steps"]) < 12 else ""}
+            lines[row["label"]] = band(ax, row["steps"], row["runs"], linewidth=1.4, markersize=3.5, **look)
+        ax.set_title(_plain(group.title))
+        ax.set(xlabel="step", ylabel=metric.replace("_", " "))
+    for ax in list(axes.flat)[len(panels):]:
+        ax.set_visible(False)
+    figure.legend([lines[label] for label in labels], [_plain(label) for label in labels], loc="outside lower center",
+                  ncols=min(4, len(labels)))
+    return figure
+
+
+def describe_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], metric: str = "valid_loss") -> str:
+    """The alternative text of :func:`plot_curves`: where its curves begin and end, in words.
+
+    Parameters
+    ----------
+    panels, metric
+        As for :func:`plot_curves`.
+
+    Returns
+    -------
+    str
+    """
+    found = []
+    for group, rows in (panel for panel in panels if panel[1]):
+        steps = rows[0]["steps"]
+        ends = [(row["label"], *np.mean(row["runs"], 0)[[0, -1]]) for row in rows]
+        found.append(f"{group.title}: mean {metric.replace('_', ' ')} from step {steps[0]:g} to step {steps[-1]:g}: "
+                     + "; ".join(f"{label} from {_number(a)} to {_number(b)}" for label, a, b in ends) + ".")
+    return " ".join(found)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 1.5 else f"{value:.3f}"
 
 
 # ---------------------------------------------------------------------------------------------- how it is kept
