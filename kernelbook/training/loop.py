@@ -203,10 +203,13 @@ def _validate(learner: Learner, task: Task, settings: Settings, fabric: Fabric, 
               report: Callable[[dict[str, Any]], None]) -> None:
     """Add an entry to the history, and decide whether the weights are the best and training has waited long enough."""
     with learner.result() as model:
+        learner.module.eval()
         model.eval()
         with torch.no_grad(), fabric.autocast():
             found = {"epoch": at.epoch + 1, "step": at.step, "train_loss": at.loss_sum / at.count}
-            found |= on_first(fabric, lambda: task.validate(model, fabric.device))
+            # A pass of the first process alone must not be one of DDP's, in which all take part.
+            shown = learner.module if fabric.world_size == 1 else model
+            found |= on_first(fabric, lambda: task.validate(shown, fabric.device))
         if wrong := [key for key, value in found.items() if not math.isfinite(value)]:
             # Its gradient was not finite though its loss was: the weights are lost, the last state is not.
             raise FloatingPointError(f"{', '.join(wrong)} not finite after step {at.step} of {settings.steps}; "
