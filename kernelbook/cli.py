@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
+    if not _first_process():
+        err.print(f"process {os.environ.get('RANK', os.environ.get('LOCAL_RANK'))}", end=" ")
     err.print("error:", style="bold red", end=" ")
     err.print(message, markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
@@ -115,8 +118,13 @@ def train(
     folder: Annotated[Path | None, typer.Option("--out", help="Folder of the run.", show_default="runs/NAME")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
-    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps or auto, as in Lightning Fabric.")] = "auto",
-    precision: Annotated[str, typer.Option(help="As in Lightning Fabric: 32-true, bf16-mixed, ...")] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto: the best there is.")] = "auto",
+    devices: Annotated[str, typer.Option(help="Processes on each machine, one to a GPU; or auto.")] = "1",
+    num_nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Of several processes: ddp, fsdp or auto.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, tf32, bf16-mixed or 64-true.")] = "32-true",
+    log_dir: Annotated[Path | None, typer.Option(help="Folder for logs that TensorBoard shows.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would take, and train nothing.")] = False,
 ) -> None:
     """Train a model for a task and evaluate it: its metric beside trivial systems, and a few outputs."""
     import torch
@@ -129,23 +137,47 @@ def train(
         if "steps" in settings:
             raise ValueError("--steps and --setting steps=... say the same thing; give one of them")
         settings["steps"] = steps
+    what = {"kernel": _kernel(kernel, kernel_option), "preset": preset, "corpus": data, "data_dir": data_dir,
+            "seed": seed, "out": folder, "normaliser": normaliser, "model": _pairs("--model", model),
+            "settings": settings, "options": _pairs("--option", option), "accelerator": accelerator,
+            "devices": devices, "num_nodes": num_nodes, "strategy": strategy, "precision": precision,
+            "log_dir": log_dir}
     torch.set_flush_denormal(True)      # numbers below 1e-38 slow some CPUs manyfold and mean nothing here
     with _Progress() as progress:
+        if dry_run:
+            found = tasks.estimate(task, report=progress, **what)
+            if _first_process():
+                _show_estimate(found)
+            return
         try:
-            record, where = tasks.train(
-                task, kernel=_kernel(kernel, kernel_option), preset=preset, corpus=data, data_dir=data_dir, seed=seed,
-                out=folder, normaliser=normaliser, model=_pairs("--model", model), settings=settings,
-                options=_pairs("--option", option), resume=resume, overwrite=overwrite, accelerator=accelerator,
-                precision=precision, report=progress)
+            record, where = tasks.train(task, resume=resume, overwrite=overwrite, report=progress, **what)
         except Interrupted as stop:
             progress.close()
             words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
             _fail(f"{stop}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
-    _show(record)
-    where_quoted = shlex.quote(str(where))
-    trial = {"translation": f'translate {where_quoted} "Ein Satz."'}.get(task, f"evaluate {where_quoted}")
-    out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}\ntry     kernelbook {trial}",
-              highlight=False, markup=False, soft_wrap=True)
+    if _first_process():
+        _show(record)
+        name = shlex.quote(str(where))
+        trial = {"translation": f'translate {name} "Ein Satz."', "language-modelling": f'generate {name} "The"',
+                 "classification": f'classify {name} "A text."'}.get(task, f"evaluate {name}")
+        out.print(f"\nmodel   {where / 'model.safetensors'}\nrecord  {where / 'record.json'}\n"
+                  f"try     kernelbook {trial}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _first_process() -> bool:
+    """Whether this is the process that speaks: of several that train together, the first."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def _show_estimate(found: dict[str, Any]) -> None:
+    seconds = found["seconds"]
+    time = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else \
+        f"{seconds / 3600:.1f} h"
+    out.print(f"{found['name']}\nfolder      {found['out']}\ndata        {found['data']}\n"
+              f"parameters  {found['parameters']:,}\nsteps       {found['steps']:,}\n"
+              f"tokens      {found['tokens']:,} predicted, {found['tokens_per_step']:,.0f} a step\n"
+              f"time        about {time} on {found['device']}, without validation and evaluation\n"
+              "nothing was trained or written", highlight=False, markup=False, soft_wrap=True)
 
 
 class _Progress:
@@ -195,7 +227,10 @@ class _Progress:
             h = event["history"]
             found = "  ".join(f"{key.replace('_', ' ')} {value:.{1 if 'perplexity' in key else 3}f}"
                               for key, value in h.items() if key not in ("epoch", "step"))
-            say(f"epoch {h['epoch']:>2}  {found}", highlight=False)
+            say(f"epoch {h['epoch']:>2}  step {h['step']:>5}  {found}", highlight=False)
+        elif "stopped" in event:
+            say(f"stopped early after step {event['stopped']}; kept are the weights of step {event['best']}",
+                highlight=False)
         elif "evaluated" in event:
             self.bar.update(self.task, total=event["of"], completed=event["evaluated"])
 
@@ -277,14 +312,67 @@ def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
     sentences: Annotated[list[str] | None, typer.Argument(help="In the source language; without any, lines of the "
                                                                "standard input.", show_default=False)] = None,
+    beam: Annotated[int, typer.Option(min=1, help="Translations kept at every step; 1 is greedy decoding.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="Of the beam: 0 favours short translations, more than 1 long "
+                                                       "ones.")] = 1.0,
 ) -> None:
     """Translate sentences of your own, one line each."""
     from .data import Tokenizer
     from .evaluation import translate as run
 
     model, metadata = _trained(checkpoint, "translation")
-    for text in run(model, Tokenizer.from_json(metadata["tokenizer"]), _lines(sentences, "sentences")):
+    for text in run(model, Tokenizer.from_json(metadata["tokenizer"]), _lines(sentences, "sentences"), beam=beam,
+                    length_penalty=length_penalty):
         print(text)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
+    text: Annotated[str, typer.Argument(help="How it begins.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="How many to add at most.")] = 50,
+    temperature: Annotated[float, typer.Option(help="0 always takes the most probable token.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from so many most probable tokens only.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the fewest most probable tokens that have this "
+                                              "probability together.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
+) -> None:
+    """Continue a text with a language model, one continuation a line."""
+    import torch
+
+    from .data import Tokenizer
+    from .decoding import sample
+
+    model, metadata = _trained(checkpoint, "language-modelling")
+    tokenizer = Tokenizer.from_json(metadata["tokenizer"])
+    begun = tokenizer.encode(text)
+    prompt = torch.tensor([[tokenizer.eos_id, *begun]] * count)         # this token began the documents in training
+    found = sample(model, prompt, max_new=tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                   generator=torch.Generator().manual_seed(seed), eos_id=tokenizer.eos_id)
+    for ids in found:
+        print(" ".join(tokenizer.decode([*begun, *ids]).splitlines()))
+
+
+@app.command()
+def classify(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its model.safetensors.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Without any, lines of the standard input.",
+                                                      show_default=False)] = None,
+) -> None:
+    """The most probable label of texts of your own, and its probability, one line each."""
+    import torch
+
+    from .data import Tokenizer
+
+    model, metadata = _trained(checkpoint, "classification")
+    tokenizer = Tokenizer.from_json(metadata["tokenizer"])
+    for text in _lines(texts, "texts"):
+        ids = [tokenizer.bos_id, *tokenizer.encode(text.strip())][:metadata["max_tokens"]]
+        with torch.no_grad():
+            probabilities = model(torch.tensor([ids]))[0].double().softmax(-1)
+        best = int(probabilities.argmax())
+        print(f"{metadata['labels'][best]}\t{probabilities[best]:.4f}")
 
 
 @app.command()
@@ -307,7 +395,8 @@ def evaluate(
         corpus, found = tasks.evaluate(checkpoint, corpus=data, data_dir=data_dir, split=split, options=options,
                                        report=progress)
     task = corpus.pop("task")
-    out.print(f"{corpus[split]:,} {_THINGS.get(task, 'examples')} of {corpus['name']}, {split}", highlight=False, markup=False)
+    out.print(f"{corpus[split]:,} {_THINGS.get(task, 'examples')} of {corpus['name']}, {split}", highlight=False,
+              markup=False)
     _outcome(task, "this model", found.metrics, found.baselines, found.signature)
 
 
@@ -622,10 +711,10 @@ def results_plot(
                          f"{', '.join(dict.fromkeys(g.task for g in found.groups))})")
     with plotting.style("dark" if dark else "light"):
         if curves is None:
-            panels = {g: results.compare(found, g.task, g.corpus) for g in groups}
+            panels = [(g, results.compare(found, g.task, g.corpus)) for g in groups]
             figure, text = plotting.plot_suite(panels, found.reference), plotting.describe_suite(panels)
         else:
-            lines = {g.title: results.curves(found, g.task, g.corpus, metric=curves) for g in groups}
+            lines = [(g, results.curves(found, g.task, g.corpus, metric=curves)) for g in groups]
             figure, text = plotting.plot_curves(lines, curves), plotting.describe_curves(lines, curves)
         plotting.save(figure, file)
     out.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,8 @@ Each task has presets of the same names: ``smoke`` (seconds, for tests), ``quick
 """
 
 from .base import Outcome, Prepared, Preset, TaskKind
-from .run import TASKS, evaluate, run_name, train
+from .run import TASKS, estimate, evaluate, run_name, train
 from .translation import Translation
 
-__all__ = ["TASKS", "train", "evaluate", "run_name", "TaskKind", "Preset", "Prepared", "Outcome", "Translation"]
+__all__ = ["TASKS", "train", "estimate", "evaluate", "run_name", "TaskKind", "Preset", "Prepared", "Outcome",
+           "Translation"]

@@ -5,14 +5,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import os
 import re
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,11 +24,13 @@ from ..files import FileError
 from ..kernels import Kernel, get
 from ..models import Transformer, TransformerConfig
 from ..results import Record, provenance
-from ..training import Interrupted, Settings, fit, load_model, save_model
+from ..training import Interrupted, OutOfMemory, Settings, fit, load_model, make_fabric, save_model
+from ..training import estimate as estimated
+from ..training.machine import on_first
 from .base import Outcome, Prepared, Preset, TaskKind
 from .translation import TRANSLATION
 
-__all__ = ["TASKS", "train", "evaluate", "run_name"]
+__all__ = ["TASKS", "train", "estimate", "evaluate", "run_name"]
 
 TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (
     TRANSLATION,
@@ -100,7 +100,8 @@ def _typed(what: str, given: Mapping[str, Any], known: Mapping[str, set[type]]) 
         if name not in free:
             near = difflib.get_close_matches(name, free, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"there is no {what} called {name!r}{hint} (known: {', '.join(free) or 'none'})")
+            kind = {"model": "number of the model"}.get(what, what)
+            raise ValueError(f"there is no {kind} called {name!r}{hint} (known: {', '.join(free) or 'none'})")
         wanted, kind = known[name], type(value)
         if kind is str and value.lower() == "none" and type(None) in wanted:
             found[name] = None
@@ -121,8 +122,9 @@ def run_name(task: str, corpus: str, kernel: str | Kernel, preset: str, seed: in
              options: Mapping[str, Any] | None = None, precision: str = "32-true") -> str:
     """The name of a run: equal names are equal runs.
 
-    What equals the preset's value is left out, and the rest is sorted.  A value that cannot stand in the name of a
-    file, such as a kernel made of others, is told by the first digits of a hash.
+    What equals the preset's value is left out, as are ``accumulate`` and ``save_every``, which change no result but
+    by rounding; the rest is sorted.  A value that cannot stand in the name of a file, such as a kernel made of others,
+    is told by the first digits of a hash.
 
     Parameters
     ----------
@@ -157,7 +159,8 @@ def run_name(task: str, corpus: str, kernel: str | Kernel, preset: str, seed: in
     usual = {f.name: f.default for f in fields(TransformerConfig)} | size.model
     listed = {name: value.get(corpus) if isinstance(value, dict) else value for name, value in size.options.items()}
     changed = {"model": {k: v for k, v in own["model"].items() if v != usual[k]},
-               "settings": {k: v for k, v in own["settings"].items() if v != getattr(size.settings, k)},
+               "settings": {k: v for k, v in own["settings"].items() if v != getattr(size.settings, k)
+                            and k not in ("accumulate", "save_every")},
                "options": {k: v for k, v in own["options"].items() if v != listed.get(k)}}
     config = kernel.to_config()
     name = "-".join((task, _file_name(corpus), _file_name(config.pop("kernel")) + _listed(config)
@@ -170,14 +173,23 @@ def run_name(task: str, corpus: str, kernel: str | Kernel, preset: str, seed: in
 def _listed(values: Mapping[str, Any]) -> str:
     """Names and values, sorted: equal text for equal values only."""
     text, hashed = "", {}
-    for name, value in sorted(values.items()):
+    for name, value in sorted(_plain(values).items()):
         if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*", value) and value not in _LOOK_ALIKES:
             text += f"-{name}{value.replace('-', '_')}"
-        elif value is None or isinstance(value, bool | int) or isinstance(value, float) and not math.isnan(value):
+        elif value is None or isinstance(value, bool | int | float):
             text += f"-{name}" if value is True else f"-{name}{value}"
         else:
             hashed[name] = value
     return text + (f"-{_digest(hashed)}" if hashed else "")
+
+
+def _plain(value: Any) -> Any:
+    """Equal values as the same text: 1.0 as 1, a tuple as a list."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 _LOOK_ALIKES = ("True", "False", "None", "inf", "nan")      # as words they would read like values of other types
@@ -199,7 +211,7 @@ def _digest(value: Any) -> str:
 class _Run:
     """All that a run is before it is trained."""
 
-    kind: TaskKind
+    task: str
     preset: str
     size: Preset
     fabric: Fabric
@@ -210,12 +222,43 @@ class _Run:
     precision: str
     origin: dict[str, Any]
 
+    def network(self) -> Transformer:
+        """The model as training finds it; the seed decides."""
+        torch.manual_seed(self.size.settings.seed)
+        return Transformer(self.config)
 
-def _begin(task: str, *, kernel: str | Kernel, preset: str, corpus: str | None, data_dir: str | Path | None, seed: int,
-           out: str | Path | None, normaliser: str, model: Mapping[str, Any] | None,
-           settings: Mapping[str, Any] | None, options: Mapping[str, Any] | None, machine: Mapping[str, Any],
-           report: Callable[[dict[str, Any]], None]) -> _Run:
-    """Check what was asked for, the quick checks first, and prepare the corpus."""
+    def identity(self) -> dict[str, Any]:
+        """What, beside the settings, makes the run what it is."""
+        return {"kernel": self.config.kernel.to_config(), "normaliser": self.config.normaliser,
+                "model": self.config.to_dict(), "data": self.prepared.data["fingerprint"],
+                "precision": self.precision}
+
+    def record(self, network: Transformer, history: list[dict[str, float]], found: Outcome, began: float) -> Record:
+        """What came of it."""
+        settings, last = self.size.settings, history[-1]
+        config = {"model": self.config.to_dict(), "settings": asdict(settings), "decoding": self.prepared.decoding,
+                  "precision": self.precision}
+        if settings.average or settings.patience:       # then they are not simply those of the last step
+            config["weights"] = {"step": last["step"], "average": settings.average,
+                                 "stopped": last.get("stopped") or (last["step"] < settings.steps and last["step"])}
+        return Record(
+            name=self.name, task=self.task, preset=self.preset, seed=settings.seed,
+            kernel=self.config.kernel.to_config(),
+            metrics=found.metrics | {key: value for key, value in last.items() if key.startswith("valid_")},
+            baselines=found.baselines, signature=found.signature, data=self.prepared.data, config=config,
+            parameters=network.parameter_count, history=history, samples=found.samples,
+            provenance=self.origin | {"wall_time_s": round(time.perf_counter() - began, 1)})
+
+
+def _begin(
+    task: str, *, kernel: str | Kernel = "edp", preset: str = "quick", corpus: str | None = None,
+    data_dir: str | Path | None = None, seed: int = 0, out: str | Path | None = None, normaliser: str = "sum",
+    model: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None, accelerator: str = "cpu", devices: int | str = 1, num_nodes: int = 1,
+    strategy: str = "auto", precision: str = "32-true", log_dir: str | Path | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda event: None
+) -> _Run:
+    """Check what was asked for, the quick checks first; start the processes; prepare the corpus."""
     kind = find_task(task)
     size = find_preset(kind, preset)
     kernel = get(kernel)
@@ -224,32 +267,25 @@ def _begin(task: str, *, kernel: str | Kernel, preset: str, corpus: str | None, 
     size = size.changed(**own | {"settings": own["settings"] | {"seed": seed}})
     for one in (size, *size.corpora.values()):
         TransformerConfig("decoder", vocabulary=1, kernel=kernel, normaliser=normaliser, **one.model)
-    fabric = _fabric(**machine)
+    fabric = make_fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
+                         precision=precision, log_dir=log_dir)
     origin = provenance(fabric.device)
     if fabric.world_size > 1:
-        origin |= {"processes": fabric.world_size, "strategy": str(machine.get("strategy", "auto"))}
+        origin |= {"processes": fabric.world_size, "strategy": strategy}
     if fabric.is_global_zero:
         report({"phase": "data"})
-    folder = None if data_dir is None else Path(data_dir)
-    prepared = first_alone(fabric, lambda: kind.prepare(corpus, folder, size))      # it may download
-    if prepared is None:
-        prepared = kind.prepare(corpus, folder, size)
+    folder, kept = None if data_dir is None else Path(data_dir), []
+    # The first process alone downloads; the others find the corpus in the cache.
+    on_first(fabric, lambda: kept.append(kind.prepare(corpus, folder, size)))
+    prepared = kept[0] if kept else kind.prepare(corpus, folder, size)
     label = prepared.data["corpus"]
     if prepared.data.get("origin") == "directory" and label not in CORPORA:
         label += f"-{prepared.data['fingerprint'][:8]}"     # two readers' folders may bear one name
-    precision = machine.get("precision", "32-true")
     name = run_name(task, label, kernel, preset, seed, normaliser=normaliser, precision=precision, **own)
     size = size.of(prepared.data["corpus"])
     config = TransformerConfig(**prepared.config, kernel=kernel, normaliser=normaliser, **size.model)
-    return _Run(kind, preset, size, fabric, prepared, config, name,
+    return _Run(task, preset, size, fabric, prepared, config, name,
                 Path(out) if out is not None else Path("runs") / name, precision, origin)
-
-
-def _fabric(*, accelerator: str = "cpu", precision: str = "32-true") -> Fabric:
-    try:
-        return Fabric(accelerator=accelerator, devices=1, precision=precision)
-    except (RuntimeError, ImportError) as error:
-        raise ValueError(f"accelerator {accelerator!r} with precision {precision!r} cannot be had: {error}") from None
 
 
 def train(
@@ -301,7 +337,7 @@ def train(
         Gets dictionaries on the progress: ``{"phase": ...}``, ``{"about": ...}``, those of
         :func:`kernelbook.training.fit`, ``{"evaluated": n, "of": n}``.
     **machine
-        Where to compute: ``accelerator`` (by default ``"cpu"``) and ``precision``, as Lightning Fabric names them.
+        Where to compute, as for :func:`kernelbook.training.make_fabric`; ``accelerator`` is ``"cpu"`` by default.
 
     Returns
     -------
@@ -320,100 +356,76 @@ def train(
         If the corpus cannot be had.
     Interrupted
         If training was stopped; ``resume=True`` goes on.
-    MemoryError
+    OutOfMemory
         If the machine has too little of it.
     """
     began = time.perf_counter()
     run = _begin(task, kernel=kernel, preset=preset, corpus=corpus, data_dir=data_dir, seed=seed, out=out,
-                 normaliser=normaliser, model=model, settings=settings, options=options, machine=machine,
-                 report=report)
-    fabric, prepared, out, settings = run.fabric, run.prepared, run.out, run.size.settings
-    if not fabric.is_global_zero:
-        def report(event: dict[str, Any]) -> None:
-            pass
-    first_alone(fabric, lambda: check_folder(out, resume=resume, overwrite=overwrite))
+                 normaliser=normaliser, model=model, settings=settings, options=options, report=report, **machine)
+    fabric, prepared, out = run.fabric, run.prepared, run.out
     state_path = out / "state.safetensors"
-    torch.manual_seed(seed)
-    network = Transformer(run.config)
-    report({"about": {"name": run.name, "data": prepared.about, "parameters": network.parameter_count,
-                      "kernel": run.config.kernel, "out": str(out)}})
-    identity = {"kernel": run.config.kernel.to_config(), "normaliser": normaliser, "model": run.config.to_dict(),
-                "data": prepared.data["fingerprint"], "precision": run.precision}
-    if overwrite:
-        first_alone(fabric, lambda: _delete(out))
+    tell = report if fabric.is_global_zero else lambda event: None
+    on_first(fabric, lambda: check_folder(out, resume=resume, overwrite=overwrite))
+    network = run.network()
+    tell({"about": {"name": run.name, "data": prepared.about, "parameters": network.parameter_count,
+                    "kernel": run.config.kernel, "out": str(out)}})
 
     def finish() -> Record:
-        report({"phase": "evaluation"})
-        found = prepared.evaluate(network, fabric.device, lambda done, of: report({"evaluated": done, "of": of}))
-        last = {key: value for key, value in history[-1].items() if key.startswith("valid_")}
-        record = Record(
-            name=run.name, task=task, preset=preset, seed=seed, kernel=run.config.kernel.to_config(),
-            metrics=found.metrics | last, baselines=found.baselines, signature=found.signature, data=prepared.data,
-            config={"model": run.config.to_dict(), "settings": asdict(settings), "decoding": prepared.decoding,
-                    "precision": run.precision},
-            parameters=network.parameter_count, history=history, samples=found.samples,
-            provenance=run.origin | {"wall_time_s": round(time.perf_counter() - began, 1)})
+        tell({"phase": "evaluation"})
+        try:
+            found = prepared.evaluate(network, fabric.device, lambda done, of: tell({"evaluated": done, "of": of}))
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"out of memory in the evaluation ({str(error).partition('.')[0]}); the trained weights "
+                              f"are kept in {state_path}: resume on a larger machine, or on the cpu") from error
+        record = run.record(network, history, found, began)
         about = {"preset": preset, "corpus": prepared.data["corpus"], "fingerprint": prepared.data["fingerprint"],
-                 "settings": asdict(settings), "options": run.size.options}
+                 "settings": asdict(run.size.settings), "options": run.size.options}
         save_model(out / "model.safetensors", network,
                    {"task": task, "record": run.name, "run": about} | prepared.metadata)
         record.save(out / "record.json")
         state_path.unlink(missing_ok=True)      # the run is whole; nothing is left to resume
         return record
 
-    report({"phase": "training"})
+    tell({"phase": "training"})
     try:
-        with _memory_told(settings, state_path):
-            history = fit(network, prepared, settings, fabric=fabric, state_path=state_path, resume=resume,
-                          about=identity, report=report)
-            record = first_alone(fabric, finish)
+        history = fit(network, prepared, run.size.settings, fabric=fabric, state_path=state_path, resume=resume,
+                      about=run.identity(), report=tell)
+        return on_first(fabric, finish), out    # the others wait, and get the record
     except KeyboardInterrupt:
         if not state_path.exists():
             raise
         raise Interrupted(f"stopped at once; what was saved last is in {state_path}") from None
-    return (record if fabric.world_size == 1 else fabric.broadcast(record)), out
 
 
-class Elsewhere(RuntimeError):
-    """Another process of the run failed, and says why."""
+def estimate(task: str, **arguments: Any) -> dict[str, Any]:
+    """What a run will take, from a few steps; nothing is written but the cache of a downloaded corpus.
 
+    Parameters
+    ----------
+    task : str
+        One of :data:`TASKS`.
+    **arguments
+        As for :func:`train`.
 
-def first_alone(fabric: Fabric, act: Callable[[], Any]) -> Any:
-    """What ``act()`` returns, done by the first process while the others wait: they get None, or fail as it does."""
-    if fabric.world_size == 1:
-        return act()
-    result, failure = None, None
-    if fabric.is_global_zero:
-        try:
-            result = act()
-        except Exception as error:
-            failure = error
-    message = fabric.broadcast(None if failure is None else f"{type(failure).__name__}: {failure}")
-    if failure is not None:
-        raise failure
-    if message is not None:
-        raise Elsewhere(f"the first process failed: {message}")
-    return result
+    Returns
+    -------
+    dict
+        ``name``, ``out``, ``data`` (a line or more about it), ``device``, and what
+        :func:`kernelbook.training.estimate` finds: ``parameters``, ``steps``, ``tokens_per_step``, ``tokens``,
+        ``seconds``.
 
-
-@contextmanager
-def _memory_told(settings: Settings, state_path: Path) -> Iterator[None]:
-    """Where memory runs out, say what would take less of it."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|n.t allocate memory|not enough memory",
-                                                                said):
-            raise
-        kept = f"; what was saved last is in {state_path}" if state_path.exists() else ""
-        raise MemoryError(f"out of memory{kept}. Lower the tokens of a batch (now --setting batch_tokens="
-                          f"{settings.batch_tokens}), or choose a smaller --preset or model (--model width=..., "
-                          f"layers=...). The machine says: {(said.splitlines() or ['nothing'])[0]}") from error
+    Raises
+    ------
+    ValueError, DataError
+        As :func:`train` does.
+    """
+    run = _begin(task, **arguments)
+    found = estimated(run.network(), run.prepared, run.size.settings, run.fabric)
+    return {"name": run.name, "out": str(run.out), "data": run.prepared.about, "device": str(run.fabric.device)} | found
 
 
 def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise unless a run may be written to a folder."""
+    """Raise unless a run may be written to a folder; with ``overwrite``, delete an earlier one."""
     there = next(p for p in (out, *out.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise FileError(f"{out} cannot be the folder of a run: {there} is "
@@ -423,16 +435,13 @@ def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
         if not state:
             what = "is a finished run" if finished else "holds no interrupted run"
             raise FileError(f"{out} {what}: there is nothing to resume; leave out --resume")
-    elif (finished or state) and not overwrite:
+    elif overwrite:
+        for name in ("record.json", "model.safetensors", "state.safetensors"):
+            (out / name).unlink(missing_ok=True)
+    elif finished or state:
         mend = "add --resume to go on with it, " if state else ""
         raise FileError(f"{out} holds {'a finished' if finished else 'an interrupted'} run: {mend}"
                         "add --overwrite to replace it, or choose another folder with --out")
-
-
-def _delete(out: Path) -> None:
-    """What an earlier run left."""
-    for name in ("record.json", "model.safetensors", "state.safetensors"):
-        (out / name).unlink(missing_ok=True)
 
 
 # ------------------------------------------------------------------------- a trained model
