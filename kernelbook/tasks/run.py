@@ -28,12 +28,18 @@ from ..training import Interrupted, OutOfMemory, Settings, fit, load_model, make
 from ..training import estimate as estimated
 from ..training.machine import on_first
 from .base import Outcome, Prepared, Preset, TaskKind
+from .classification import CLASSIFICATION
+from .language_modelling import LANGUAGE_MODELLING
+from .recall import RECALL
 from .translation import TRANSLATION
 
 __all__ = ["TASKS", "train", "estimate", "evaluate", "run_name"]
 
 TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (
     TRANSLATION,
+    LANGUAGE_MODELLING,
+    CLASSIFICATION,
+    RECALL,
 )}
 """Every task by name."""
 
