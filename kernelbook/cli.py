@@ -734,6 +734,8 @@ def data_list(
     if task is not None and task not in data.TASKS:
         raise ValueError(f"no corpora are for {task!r}; there are some for {', '.join(data.TASKS)}")
     table = Table("name", "task", "from", "size", "licence", "status", box=None, pad_edge=False)
+    for column in (table.columns[0], table.columns[1], table.columns[5]):
+        column.no_wrap = True
     for corpus in sorted(data.CORPORA.values(), key=lambda c: data.TASKS.index(c.task)):
         if task in (None, corpus.task):
             size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
