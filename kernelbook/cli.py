@@ -733,14 +733,16 @@ def data_list(
 
     if task is not None and task not in data.TASKS:
         raise ValueError(f"no corpora are for {task!r}; there are some for {', '.join(data.TASKS)}")
-    table = Table("name", "task", "from", "size", "licence", "status", box=None, pad_edge=False)
-    for column in (table.columns[0], table.columns[1], table.columns[5]):
-        column.no_wrap = True
-    for corpus in sorted(data.CORPORA.values(), key=lambda c: data.TASKS.index(c.task)):
-        if task in (None, corpus.task):
-            size = data.human_bytes(corpus.download_bytes) if corpus.download_bytes else "a folder of yours"
-            table.add_row(corpus.name, corpus.task, corpus.source, size, corpus.licence, data.info(corpus.name).status)
-    out.print(table)
+    for each in data.TASKS if task is None else (task,):
+        table = Table(each, "size", "licence", "status", box=None, pad_edge=False)
+        for column, width in zip(table.columns, (18, 11, 20, 11), strict=True):
+            column.min_width = width
+            column.overflow = "fold"
+        for corpus in data.CORPORA.values():
+            if corpus.task == each:
+                size = data.human_bytes(corpus.download_bytes) if corpus.source == "package" else "your folder"
+                table.add_row(corpus.name, size, corpus.licence, data.info(corpus.name).status)
+        out.print(table, "")
     out.print("texts of your own: name their folder with --data-dir", highlight=False)
     out.print(f"cache: {data.cache_dir()}", highlight=False, soft_wrap=True)
 
