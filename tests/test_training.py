@@ -431,7 +431,7 @@ def test_settings_out_of_range_are_named(wrong):
     ({"accelerator": "tpu"}, "accelerator must be one of auto, cpu, cuda, mps, not 'tpu'"),
     ({"accelerator": "gpu"}, r"accelerator 'cuda' is not available .*\(available: cpu\)"),
     ({"strategy": "deepspeed"}, "strategy must be one of auto, ddp, fsdp, not 'deepspeed'"),
-    ({"strategy": "fsdp"}, "strategy 'fsdp' needs NVIDIA GPUs.*choose 'ddp'"),
+    ({"strategy": "fsdp"}, "strategy 'fsdp' divides the model among several devices.*raise devices"),
     ({"precision": "16-mixed"}, "precision must be one of 32-true, tf32, bf16-mixed, 64-true, not '16-mixed'"),
     ({"precision": "tf32"}, "precision 'tf32' needs an NVIDIA GPU.*choose '32-true'"),
     ({"devices": 0}, "devices must be a whole number, at least 1, or 'auto', not 0"),

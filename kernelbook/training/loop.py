@@ -70,8 +70,8 @@ def fit(
 
     With several processes each takes its share of every batch, ``indices[rank::processes]``, and the losses of the
     shares are weighed by their targets: the update is that of one process on the whole batch, up to rounding and the
-    draws of dropout, which are its own in every process.  The first process alone validates, saves and reports.  FSDP
-    has not been run yet.
+    draws of dropout, which are its own in every process.  The first process alone validates, saves and reports; with
+    FSDP it alone has the weights of the result.
 
     Parameters
     ----------

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 
 __all__ = ["make_fabric", "ACCELERATORS", "STRATEGIES", "PRECISIONS"]
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp", "fsdp")
 PRECISIONS = ("32-true", "tf32", "bf16-mixed", "64-true")
+PATIENCE = timedelta(hours=6)       # of the other processes while the first one evaluates
 
 
 def make_fabric(
@@ -32,8 +36,8 @@ def make_fabric(
     by every process, and what is to be done once afterwards is done where ``fabric.is_global_zero``.  Several machines
     need a folder of the run that all of them see.
 
-    Training was run with one and with several processes on CPUs.  What needs a GPU (CUDA, several GPUs, FSDP, tf32) or
-    several machines has not been run yet.
+    Training was run with one process and with two, DDP and FSDP, on a CPU.  What needs a GPU or several machines has
+    not been run yet.
 
     Parameters
     ----------
@@ -45,7 +49,7 @@ def make_fabric(
         Machines.
     strategy : str
         ``"ddp"`` (every process holds the whole model), ``"fsdp"`` (weights, gradients and the optimiser's moments are
-        divided among GPUs) or ``"auto"``: ``"ddp"`` if there are several processes.
+        divided among the processes; torch's second version) or ``"auto"``: ``"ddp"`` if there are several processes.
     precision : str
         ``"32-true"``; ``"tf32"``, which lets matrix products of float32 round to 10 bits on an NVIDIA GPU;
         ``"bf16-mixed"``, with weights in float32; ``"64-true"``.
@@ -72,9 +76,10 @@ def make_fabric(
         raise ValueError(f"num_nodes must be a whole number, at least 1, not {num_nodes!r}")
     if accelerator == "mps" and (devices, num_nodes, strategy) != (1, 1, "auto"):
         raise ValueError("mps is a single device: it takes devices=1, num_nodes=1 and strategy='auto'")
-    if strategy == "fsdp" and accelerator != "cuda":
-        raise ValueError(f"strategy 'fsdp' needs NVIDIA GPUs, and the accelerator is {accelerator!r}; "
-                         "choose 'ddp', or a machine with GPUs")
+    processes = devices * num_nodes
+    if strategy == "fsdp" and processes == 1:
+        raise ValueError("strategy 'fsdp' divides the model among several devices, and there is one; raise devices, "
+                         "or choose 'auto'")
     if precision == "tf32" and accelerator != "cuda":
         raise ValueError(f"precision 'tf32' needs an NVIDIA GPU, and the accelerator is {accelerator!r}; "
                          "choose '32-true'")
@@ -82,11 +87,14 @@ def make_fabric(
         raise ValueError("mps has no float64; choose precision '32-true', or the accelerator 'cpu'")
     if precision == "bf16-mixed" and accelerator == "cuda" and not torch.cuda.is_bf16_supported():
         raise ValueError(f"{torch.cuda.get_device_name()} has no bfloat16; choose precision '32-true'")
-    if strategy == "auto" and devices * num_nodes > 1:
-        strategy = "ddp"
+    together: Any = "auto"
+    if strategy == "fsdp":
+        together = ModelParallelStrategy(_shard, data_parallel_size=processes, tensor_parallel_size=1, timeout=PATIENCE)
+    elif strategy == "ddp" or processes > 1:
+        together = DDPStrategy(timeout=PATIENCE)
     logger = None if log_dir is None else _tensorboard(Path(log_dir))
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=together,
                         precision="32-true" if precision == "tf32" else precision, loggers=logger)
         fabric.launch()
     except (RuntimeError, ImportError, ValueError) as error:
@@ -117,6 +125,16 @@ def _device_count(devices: int | str, accelerator: str) -> int:
     if accelerator == "cuda" and int(devices) > there:
         raise ValueError(f"devices={devices}, but this machine has {there} GPU{'s' * (there > 1)} that torch can use")
     return int(devices)
+
+
+def _shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Divide a model among processes, layer by layer: one layer is whole at a time."""
+    from torch.distributed.fsdp import fully_shard
+
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    for layer in [layer for layers in reversed(lists) for layer in layers] + [model]:
+        fully_shard(layer, mesh=mesh["data_parallel"])
+    return model
 
 
 def _tensorboard(folder: Path) -> Any:

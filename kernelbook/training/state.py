@@ -13,14 +13,18 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import FSDPStrategy
+from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.tensor import DTensor
 
 from ..files import FileError, load_tensors, save_tensors
 from .machine import gathered, on_first
 from .settings import Settings
 
 __all__ = ["save_model", "load_model"]
+
+WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
@@ -45,8 +49,8 @@ class Average:
     """
 
     def __init__(self, weights: list[nn.Parameter], decay: float) -> None:
-        self.weights, self.decay = weights, decay
-        self.mean = [w.detach().clone() for w in weights]
+        self.weights, self.decay = [_local(w) for w in weights], decay
+        self.mean = [w.clone() for w in self.weights]
 
     @torch.no_grad()
     def update(self, t: int) -> None:
@@ -84,14 +88,13 @@ class Learner:
 
     def __init__(self, model: nn.Module, settings: Settings, fabric: Fabric) -> None:
         self.model, self.fabric = model, fabric
-        self.sharded = isinstance(fabric.strategy, FSDPStrategy)
+        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
         self.inner = copy.deepcopy(model) if self.sharded else model
-        is_matrix = [p.ndim >= 2 for p in model.parameters()]      # before FSDP makes vectors of them all
         self.module = fabric.setup_module(self.inner)
         fabric.to_device(model)
         weights = list(self.inner.parameters())
-        groups = [{"params": [p for p, m in zip(weights, is_matrix, strict=True) if m is matrix],
-                   "weight_decay": settings.weight_decay if matrix else 0.0} for matrix in (True, False)]
+        groups = [{"params": [p for p in weights if p.ndim >= 2], "weight_decay": settings.weight_decay},
+                  {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0}]     # biases, gains of norms
         self.adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98))
         self.optimiser = fabric.setup_optimizers(self.adamw)
         self.average = Average(weights, settings.average) if settings.average else None
@@ -131,7 +134,7 @@ class Learner:
                         for key, t in state.items()}
             if self.average is not None:
                 self.average.exchange()
-                tensors |= {f"average.{name}": t for name, t in self._weights(clone=True).items()}
+                tensors |= {f"average.{name}": t.clone() for name, t in self._weights().items()}
                 self.average.exchange()
             tensors |= {f"best.{name}": t for name, t in (self.best or {}).items()}
         for name, state in self._random().items():
@@ -155,7 +158,7 @@ class Learner:
         try:
             if self.average is not None:
                 self._take_weights(part("average."), path)
-                self.average.mean = [w.detach().clone() for w in self.average.weights]
+                self.average.mean = [w.clone() for w in self.average.weights]
             self._take_weights(part("model."), path)
             moments: dict[str, dict[str, Tensor]] = {}
             for name, t in part("optimiser.").items():
@@ -174,48 +177,32 @@ class Learner:
             raise FileError(f"{path} lacks a part of the state ({error!r}): it was written by another version of "
                             "kernelbook; begin anew") from error
 
-    def _weights(self, clone: bool = False) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, Tensor]:
         """Of the model, whole; with FSDP every process takes part, and only the first gets them."""
-        if not self.sharded:
-            return snapshot(self.inner) if clone else self.inner.state_dict()
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-        return get_model_state_dict(self.module._forward_module, options=StateDictOptions(full_state_dict=True,
-                                                                                 cpu_offload=True))
+        return whole.get_model_state_dict(self.inner, options=WHOLE) if self.sharded else self.inner.state_dict()
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         """Of the optimiser, by the names of the weights; with FSDP as :meth:`_weights` does."""
-        if not self.sharded:
-            names = self._names()
-            return {names[i]: state for i, state in self.adamw.state_dict()["state"].items()}
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-        return get_optimizer_state_dict(self.module._forward_module, self.adamw, options=StateDictOptions(
-            full_state_dict=True, cpu_offload=True)).get("state", {})
+        if self.sharded:
+            return whole.get_optimizer_state_dict(self.inner, self.adamw, options=WHOLE).get("state", {})
+        names = self._names()
+        return {names[i]: state for i, state in self.adamw.state_dict()["state"].items()}
 
     def _take_weights(self, weights: dict[str, Tensor], path: Path) -> None:
-        if not self.sharded:
+        if self.sharded:
+            whole.set_model_state_dict(self.inner, weights, options=WHOLE)
+        else:
             _load_weights(self.inner, weights, path)
-            return
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-
-        set_model_state_dict(self.module._forward_module, weights, options=StateDictOptions(full_state_dict=True))
 
     def _take_moments(self, moments: dict[str, dict[str, Tensor]]) -> None:
-        if not self.sharded:
+        if self.sharded:
+            plain = whole.get_optimizer_state_dict(self.inner, self.adamw, options=whole.StateDictOptions(
+                full_state_dict=True)) | {"state": moments}
+            whole.set_optimizer_state_dict(self.inner, self.adamw, plain, options=WHOLE)
+        else:
             number = {name: i for i, name in enumerate(self._names())}
             state = {number[name]: state for name, state in moments.items()}
             self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state})
-            return
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_optimizer_state_dict,
-            set_optimizer_state_dict,
-        )
-
-        options = StateDictOptions(full_state_dict=True)
-        plain = get_optimizer_state_dict(self.module._forward_module, self.adamw, options=options)
-        set_optimizer_state_dict(self.module._forward_module, self.adamw, plain | {"state": moments}, options=options)
 
     def _names(self) -> list[str]:
         """Of the weights, in the order of the optimiser."""
@@ -231,6 +218,12 @@ class Learner:
         elif device.type == "mps":
             found["mps"] = torch.mps.get_rng_state()
         return found
+
+
+def _local(weight: Tensor) -> Tensor:
+    """What this process holds of a weight: with FSDP a part."""
+    weight = weight.detach()
+    return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
