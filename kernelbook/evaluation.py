@@ -20,19 +20,19 @@ from .results import AttentionSample
 if TYPE_CHECKING:
     from .data import Pair, Tokenizer
 
-__all__ = ["Bleu", "bleu", "baselines", "accuracy", "perplexity", "bits_per_byte", "Interval", "mean_interval",
+__all__ = ["Score", "bleu", "chrf", "baselines", "accuracy", "perplexity", "bits_per_byte", "Interval", "mean_interval",
            "paired_difference", "translate", "attention_sample"]
 
 
 @dataclass(frozen=True)
-class Bleu:
-    """A corpus BLEU, from 0 to 100, with the signature that says how it was computed."""
+class Score:
+    """A score of translations, from 0 to 100, with the signature that says how it was computed."""
 
     score: float
     signature: str
 
 
-def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Bleu:
+def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     """Corpus BLEU by sacrebleu at its defaults: mixed case, 13a tokenisation, exponential smoothing.
 
     Parameters
@@ -42,7 +42,7 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Bleu:
 
     Returns
     -------
-    Bleu
+    Score
 
     Raises
     ------
@@ -55,12 +55,43 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Bleu:
     """
     from sacrebleu.metrics import BLEU
 
+    return _score(BLEU(), hypotheses, references)
+
+
+def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+    """Corpus chrF by sacrebleu at its defaults: F2 of the character n-grams up to 6, without spaces.
+
+    It asks less than BLEU of a model that gets words nearly right, and does not depend on where words end.
+
+    Parameters
+    ----------
+    hypotheses, references : sequence of str
+        Plain text, as many of the one as of the other.
+
+    Returns
+    -------
+    Score
+
+    Raises
+    ------
+    ValueError
+        If their numbers differ, or there are none.
+
+    References
+    ----------
+    Popović 2015; Post 2018.
+    """
+    from sacrebleu.metrics import CHRF
+
+    return _score(CHRF(), hypotheses, references)
+
+
+def _score(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     if len(hypotheses) != len(references) or not references:
-        raise ValueError("BLEU compares as many hypotheses as references, at least one; "
+        raise ValueError(f"{type(metric).__name__} compares as many hypotheses as references, at least one; "
                          f"got {len(hypotheses)} and {len(references)}")
-    metric = BLEU()
     score = metric.corpus_score(list(hypotheses), [list(references)]).score
-    return Bleu(round(score, 4), str(metric.get_signature()))
+    return Score(round(score, 4), str(metric.get_signature()))
 
 
 def baselines(train: Sequence[Pair], test: Sequence[Pair]) -> dict[str, float]:
@@ -353,36 +384,95 @@ def translate(
 
 @torch.no_grad()
 def attention_sample(
-    model: Transformer, tokenizer: Tokenizer, source: str, target: str, *, record: str
+    model: Transformer,
+    tokenizer: Tokenizer,
+    source: str | Sequence[int],
+    target: str | Sequence[int] | None = None,
+    *,
+    record: str,
+    attention: str | None = None,
 ) -> AttentionSample:
-    """Queries and keys of the attention from a target sentence to its source, teacher-forced.
+    """Queries and keys of one of a model's attentions on a given text, teacher-forced.
+
+    A text is framed as the tasks frame it: what is translated is followed by ``eos_id`` and its translation preceded
+    by ``bos_id``; a text to classify is preceded by ``bos_id``; one to continue is preceded by ``eos_id``, which
+    separates documents.  A list of token numbers is taken as it is.
+
+    Self-attention goes from a text to itself.  A decoder's is causal, which the queries and keys alone do not say:
+    its weights are ``weights(sample.queries, sample.keys, sample.kernel, causal=True)``.
 
     Parameters
     ----------
     model : Transformer
-        An encoder-decoder.
+        Of any architecture.
     tokenizer : Tokenizer
         The one it was trained with.
-    source, target : str
-        A sentence and a translation of it.
+    source : str or sequence of int
+        What is translated, classified or continued.
+    target : str or sequence of int, optional
+        A translation of it, for an encoder-decoder; only ``attention="encoder"`` does without.
     record : str
         Name of the run that trained the model.
+    attention : str, optional
+        ``"cross"`` (from the target to the source), ``"decoder"`` or ``"encoder"`` (self-attention of a stack); by
+        default ``"cross"`` if the model has both stacks, else the one it has.
 
     Returns
     -------
     AttentionSample
+        ``target_tokens`` attend, ``source_tokens`` are attended to.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such attention, a text is empty, or ``target`` is missing or out of place.
     """
+    architecture = model.config.architecture
+    if attention is None:
+        attention = {"encoder-decoder": "cross", "decoder": "decoder", "classifier": "encoder"}[architecture]
+    if architecture != "encoder-decoder" and target is not None:
+        raise ValueError(f"target is a translation, for an encoder-decoder; this is a {architecture}")
+    if architecture == "encoder-decoder" and target is None and attention != "encoder":
+        raise ValueError(f"attention {attention!r} of an encoder-decoder needs a target, a translation of the source")
+
+    def framed(text: str | Sequence[int], before: Sequence[int] = (), after: Sequence[int] = ()) -> list[int]:
+        ids = list(text)
+        if isinstance(text, str):
+            found = tokenizer.encode(text)
+            ids = [*before, *found, *after] if found else []
+        if not ids:
+            raise ValueError("there is no attention of an empty text; give a text with at least one token")
+        return ids
+
+    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    if architecture == "encoder-decoder":
+        attended = framed(source, after=eos)
+    else:
+        attended = framed(source, bos if architecture == "classifier" else eos)
+    attends = attended if target is None else framed(target, bos)
+    device = next(model.parameters()).device
+    s, t = torch.tensor([attended], device=device), torch.tensor([attends], device=device)
     was_training = model.training
     model.eval()
     try:
-        device = next(model.parameters()).device
-        s = torch.tensor([[*tokenizer.encode(source), tokenizer.eos_id]], device=device)
-        t = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(target)]], device=device)
-        heads = model.record_heads(lambda: model(s, t))
+        if architecture != "encoder-decoder":
+            heads = model.record_heads(lambda: model(s), attention)
+        elif attention == "encoder":
+            heads = model.record_heads(lambda: model.encode(s), attention)
+        else:
+            heads = model.record_heads(lambda: model(s, t), attention)
     finally:
         model.train(was_training)
-    return AttentionSample(source_tokens=[*tokenizer.tokens(source), "⟨end⟩"],
-                           target_tokens=["⟨begin⟩", *tokenizer.tokens(target)],
+    texts = [source, source if target is None else target]
+    if attention == "encoder":
+        attends, texts = attended, [source, source]
+    elif attention == "decoder":
+        attended, texts = attends, [texts[1], texts[1]]
+    named = {tokenizer.bos_id: "⟨begin⟩", tokenizer.eos_id: "⟨end⟩"}
+    labels = [[named.get(i, piece) for i, piece in zip(ids, tokenizer.pieces(ids), strict=True)]
+              for ids in (attended, attends)]
+    plain = [text if isinstance(text, str) else tokenizer.decode(text) for text in texts]
+    return AttentionSample(source_tokens=labels[0], target_tokens=labels[1],
                            queries=torch.stack([q[0] for q, _, _ in heads]),
                            keys=torch.stack([k[0] for _, k, _ in heads]),
-                           source=source, target=target, kernel=model.config.kernel, record=record)
+                           source=plain[0], target=plain[1], kernel=model.config.kernel, record=record)

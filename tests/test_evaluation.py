@@ -10,12 +10,14 @@ from scipy import stats
 
 from kernelbook.attention import weights
 from kernelbook.data import Pair, ParallelCorpus, Tokenizer
+from kernelbook.decoding import beam
 from kernelbook.evaluation import (
     accuracy,
     attention_sample,
     baselines,
     bits_per_byte,
     bleu,
+    chrf,
     mean_interval,
     paired_difference,
     perplexity,
@@ -52,8 +54,12 @@ def test_bleu_is_sacrebleus():
     found = bleu(hypotheses, references)
     assert found.score == pytest.approx(sacrebleu.corpus_bleu(hypotheses, [references]).score, abs=1e-4)
     assert bleu(references, references).score == pytest.approx(100) and "tok:13a" in found.signature
-    with pytest.raises(ValueError, match="2 and 1"):
-        bleu(hypotheses, references[:1])
+    characters = chrf(hypotheses, references)
+    assert characters.score == pytest.approx(sacrebleu.corpus_chrf(hypotheses, [references]).score, abs=1e-4)
+    assert chrf(references, references).score == pytest.approx(100) and "nc:6|nw:0" in characters.signature
+    for score in (bleu, chrf):
+        with pytest.raises(ValueError, match="2 and 1"):
+            score(hypotheses, references[:1])
 
 
 def test_trivial_systems_copy_and_repeat():
@@ -160,6 +166,36 @@ def test_translations_come_in_the_order_asked_whatever_the_batches(translator):
     assert together == [translate(*translator, [s])[0] for s in sentences]
 
 
+def test_a_beam_translates_too_as_if_each_sentence_were_alone(translator):
+    sentences = [PAIRS[2].source, "", PAIRS[3].source, "Der Mann ruft den Baum im Hund gern.", "Hund Garten ja " * 9]
+    found = translate(*translator, sentences, beam=3)
+    assert found[:3] == [PAIRS[2].target, "", PAIRS[3].target]
+    assert found == [translate(*translator, [s], beam=3)[0] for s in sentences]
+    model, tokenizer = translator
+    ids = [*tokenizer.encode(sentences[3]), tokenizer.eos_id]
+    options = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "max_length": len(ids) * 3 // 2 + 10}
+    for alpha in (0.0, 1.0):
+        expected = beam(model, torch.tensor([ids]), width=2, length_penalty=alpha, **options)[0]
+        found = translate(*translator, [sentences[3]], beam=2, length_penalty=alpha)
+        assert found == [tokenizer.decode(expected)]
+
+
+def test_a_long_sentence_is_translated_whole_and_alone(translator, monkeypatch):
+    model, tokenizer = translator
+    long = "Der Hund sieht den Baum. " * 60
+    sentences, shapes, encode = [PAIRS[0].source, long, PAIRS[2].source], [], model.encode
+    monkeypatch.setattr(model, "encode", lambda tokens: (shapes.append(tuple(tokens.shape)), encode(tokens))[1])
+    done = []
+    found = translate(*translator, sentences, batch_tokens=100, progress=lambda *now: done.append(now))
+    size = len(tokenizer.encode(long)) + 1
+    assert size > 300 and shapes[-1] == (1, size) and max(math.prod(shape) for shape in shapes[:-1]) <= 100
+    assert found[::2] == [PAIRS[0].target, PAIRS[2].target] and done[-1] == (3, 3)
+    assert 0 < len(tokenizer.encode(found[1])) <= size * 3 // 2 + 10
+    for options in ({"beam": 0}, {"batch_tokens": 0}):
+        with pytest.raises(ValueError, match="at least 1"):
+            translate(*translator, sentences, **options)
+
+
 def test_the_attention_kept_is_that_of_the_model(translator):
     model, tokenizer = translator
     sample = attention_sample(model, tokenizer, PAIRS[0].source, PAIRS[0].target, record="run")
@@ -169,7 +205,7 @@ def test_the_attention_kept_is_that_of_the_model(translator):
 
     seen = []
     hook = model.decoder[1].cross_attention.register_forward_hook(
-        lambda module, args, kwargs, out: seen.append(
+        lambda module, args, kwargs, out, seen=seen: seen.append(
             module(*args, **(kwargs | {"need_weights": True, "average_attn_weights": False}))[1])
         if not kwargs.get("need_weights") else None, with_kwargs=True)
     model.eval()
@@ -178,3 +214,58 @@ def test_the_attention_kept_is_that_of_the_model(translator):
         model(source, torch.tensor([[tokenizer.bos_id, *tokenizer.encode(PAIRS[0].target)]]))
     hook.remove()
     assert torch.allclose(w[1], seen[0][0], atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["encoder-decoder", "decoder", "classifier"])
+def test_attention_of_any_stack_is_that_of_the_model(translator, architecture):
+    tokenizer, text, target = translator[1], PAIRS[0].source, PAIRS[0].target
+    torch.manual_seed(1)
+    classes = 3 if architecture == "classifier" else None
+    model = Transformer(TransformerConfig(architecture, tokenizer.vocabulary_size, classes, width=16, heads=2, layers=2,
+                                          feedforward=32, kernel="rbf", pad_id=tokenizer.pad_id))
+    ids, other = tokenizer.encode(text), tokenizer.encode(target)
+    pieces, others = tokenizer.tokens(text), tokenizer.tokens(target)
+    if architecture == "encoder-decoder":
+        source, targets = [*ids, tokenizer.eos_id], [tokenizer.bos_id, *other]
+        expected = {"encoder": ([*pieces, "⟨end⟩"],) * 2, "decoder": (["⟨begin⟩", *others],) * 2,
+                    "cross": ([*pieces, "⟨end⟩"], ["⟨begin⟩", *others])}
+    elif architecture == "decoder":
+        source, targets, expected = [tokenizer.eos_id, *ids], None, {"decoder": (["⟨end⟩", *pieces],) * 2}
+    else:
+        source, targets, expected = [tokenizer.bos_id, *ids], None, {"encoder": (["⟨begin⟩", *pieces],) * 2}
+    options = {} if targets is None else {"target": target}
+    for attention, labels in expected.items():
+        stack = model.encoder if attention == "encoder" else model.decoder
+        seen, hooks = [], []
+        for block in stack:
+            module = block.cross_attention if attention == "cross" else block.self_attention
+            hooks.append(module.register_forward_hook(lambda module, args, kwargs, out, seen=seen: seen.append(
+                type(module).forward(module, *args, **(kwargs | {"need_weights": True, "average_attn_weights": False})
+                                     )[1][0]), with_kwargs=True))
+        sample = attention_sample(model, tokenizer, text, record="run", attention=attention, **options)
+        for hook in hooks:
+            hook.remove()
+        w = weights(sample.queries, sample.keys, sample.kernel, causal=attention == "decoder")
+        assert torch.allclose(w, torch.stack(seen), atol=1e-6) and model.training
+        assert (sample.source_tokens, sample.target_tokens) == labels
+        again = attention_sample(model, tokenizer, source, record="run", attention=attention,
+                                 **({} if targets is None else {"target": targets}))
+        assert torch.equal(again.keys, sample.keys) and (again.source, again.target) == (sample.source, sample.target)
+    default = attention_sample(model, tokenizer, text, record="run", **options)
+    assert torch.equal(default.queries, sample.queries)         # that of the last one, or the only one
+    if architecture == "encoder-decoder":
+        alone = attention_sample(model, tokenizer, text, record="run", attention="encoder")
+        assert alone.source == alone.target == text and alone.keys.shape[-2] == len(source)
+
+
+def test_attention_that_is_not_there_is_named(translator):
+    model, tokenizer = translator
+    decoder = Transformer(TransformerConfig("decoder", 300, width=8, heads=1, layers=1, feedforward=8))
+    for call, words in (
+            (lambda: attention_sample(model, tokenizer, "Ja.", record="r"), "needs a target"),
+            (lambda: attention_sample(model, tokenizer, "Ja.", "", record="r"), "empty text"),
+            (lambda: attention_sample(model, tokenizer, "Ja.", "Yes.", record="r", attention="self"), "no attention"),
+            (lambda: attention_sample(decoder, tokenizer, "Ja.", "Yes.", record="r"), "this is a decoder"),
+            (lambda: attention_sample(decoder, tokenizer, "Ja.", record="r", attention="cross"), "no attention")):
+        with pytest.raises(ValueError, match=words):
+            call()
