@@ -366,9 +366,9 @@ def classify(
     from .data import Tokenizer
 
     model, metadata = _trained(checkpoint, "classification")
-    tokenizer = Tokenizer.from_json(metadata["tokenizer"])
+    tokenizer, most = Tokenizer.from_json(metadata["tokenizer"]), metadata["run"]["options"]["max_tokens"]
     for text in _lines(texts, "texts"):
-        ids = [tokenizer.bos_id, *tokenizer.encode(text.strip())][:metadata["max_tokens"]]
+        ids = [tokenizer.bos_id, *tokenizer.encode(text.strip())][:most]        # as in training
         with torch.no_grad():
             probabilities = model(torch.tensor([ids]))[0].double().softmax(-1)
         best = int(probabilities.argmax())

@@ -64,16 +64,12 @@ def test_train_evaluate_translate_and_look_again(kernelbook, corpus, tmp_path):
     assert f"{record.metrics['test_bleu']:.2f}" in said and "copy source" in said and record.signature in said
     assert said.count("reference ") == 3 and sorted(os.listdir("a")) == ["model.safetensors", "record.json"]
 
-    code, again, _ = kernelbook(*train(corpus, "--kernel", "rbf", "--steps", 150, "--out", "b"))
-    other = results.load("b/record.json")
-    assert (other.metrics, other.history, other.samples) == (record.metrics, record.history, record.samples)
-
     code, said, _ = kernelbook("translate", "a", "Der Hund sieht den Baum.", "")
     assert code == 0 and said.splitlines() == ["The dog sees the tree.", ""]
     code, said, _ = kernelbook("evaluate", "a", "--data-dir", corpus.parent, "--data", "multi30k")
     assert code == 0 and f" {record.metrics['test_bleu']:.2f}" in said and record.signature in said
     code, said, _ = kernelbook("results", "list", ".")
-    assert code == 0 and said.count(record.name[:20]) == 2
+    assert code == 0 and said.count(record.name[:20]) == 1
     assert kernelbook("results", "show", "a")[0] == 0
 
 

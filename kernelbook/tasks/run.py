@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric
 
 from ..attention.definition import check_normaliser
-from ..data import CORPORA
+from ..data import CORPORA, DataError
 from ..files import FileError
 from ..kernels import Kernel, get
 from ..models import Transformer, TransformerConfig
@@ -245,8 +245,8 @@ class _Run:
         config = {"model": self.config.to_dict(), "settings": asdict(settings), "decoding": self.prepared.decoding,
                   "precision": self.precision}
         if settings.average or settings.patience:       # then they are not simply those of the last step
-            config["weights"] = {"step": last["step"], "average": settings.average,
-                                 "stopped": last.get("stopped") or (last["step"] < settings.steps and last["step"])}
+            config["weights"] = {"step": last["step"], "of": last.get("stopped", last["step"]),
+                                 "average": settings.average}
         return Record(
             name=self.name, task=self.task, preset=self.preset, seed=settings.seed,
             kernel=self.config.kernel.to_config(),
@@ -500,10 +500,16 @@ def evaluate(
                          "version of kernelbook")
     own = overrides(kind, options=options)["options"]
     size = Preset(Settings(**about["settings"]), {}, about["options"] | own, metadata=metadata)
-    if corpus is None and data_dir is None and about["corpus"] in CORPORA:
+    own_folder = corpus is None and data_dir is None and about["corpus"] not in CORPORA
+    if corpus is None and data_dir is None:
         corpus = about["corpus"]
     report({"phase": "data"})
-    prepared = kind.prepare(corpus, None if data_dir is None else Path(data_dir), size)
+    try:
+        prepared = kind.prepare(corpus, None if data_dir is None else Path(data_dir), size)
+    except DataError as error:
+        if own_folder:
+            raise DataError(f"{error}. The model was trained on a folder: name it with --data-dir") from None
+        raise
     plain = json.loads(json.dumps(prepared.metadata))       # as it is stored: a tuple is a list there
     if differing := [key for key, value in plain.items() if metadata.get(key) != value]:
         raise ValueError(f"the model was trained on other data than {prepared.data['name']}: they differ in "

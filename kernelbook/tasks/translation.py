@@ -20,27 +20,35 @@ from .base import Outcome, Preset, TaskKind, spread
 
 __all__ = ["Translation", "TRANSLATION", "PRESETS"]
 
+_GREEDY = {"beam": 1, "length_penalty": 1.0}
+
 PRESETS = {
     "smoke": Preset(
         Settings(steps=20, batch_tokens=512, learning_rate=3e-3),
         {"width": 32, "heads": 2, "layers": 1, "feedforward": 64},
-        {"vocabulary": 500, "max_words": {"bible": 12, "multi30k": 12}, "train_pairs": 200, "test_pairs": 20}),
+        {"vocabulary": 500, "max_words": {"bible": 12, "multi30k": 12}, "train_pairs": 200, "test_pairs": 20}
+        | _GREEDY),
     "quick": Preset(
         Settings(steps=1000, batch_tokens=1024, learning_rate=3e-3),
         {"width": 128, "heads": 4, "layers": 2, "feedforward": 512},
-        {"vocabulary": 4000, "max_words": {"bible": 16}}),
+        {"vocabulary": 4000, "max_words": {"bible": 16}} | _GREEDY),
     "laptop": Preset(
-        Settings(steps=1800, batch_tokens=1536, learning_rate=2e-3),
+        Settings(steps=2000, batch_tokens=1536, learning_rate=2e-3),
         {"width": 192, "heads": 6, "layers": 3, "feedforward": 768},
-        {"vocabulary": 6000, "max_words": {"bible": 24}}),
+        {"vocabulary": 6000, "max_words": 0, "beam": 4, "length_penalty": 1.0},
+        corpora={"bible": Preset(
+            Settings(steps=1800, batch_tokens=1536, learning_rate=2e-3),
+            {"width": 192, "heads": 6, "layers": 3, "feedforward": 768},
+            {"vocabulary": 6000, "max_words": 24} | _GREEDY)}),
     "gpu": Preset(
-        Settings(steps=20000, batch_tokens=8192, learning_rate=7e-4),
-        {"width": 512, "heads": 8, "layers": 6, "feedforward": 2048, "dropout": 0.2},
-        {"vocabulary": 10000}),
+        Settings(steps=8000, batch_tokens=4096, learning_rate=1e-3),
+        {"width": 256, "heads": 4, "layers": 4, "feedforward": 1024, "dropout": 0.3},
+        {"vocabulary": 8000, "max_words": 0, "beam": 5, "length_penalty": 1.0}),
 }
 """Sizes of a translation run. Options: ``vocabulary`` (tokens of the joint byte-pair vocabulary), ``max_words`` (by
 corpus, or one number for any: pairs with a longer side are left out, in every split; 0 leaves out none),
-``train_pairs`` and ``test_pairs`` (at most so many, the first of the split)."""
+``train_pairs`` and ``test_pairs`` (at most so many, the first of the split), ``beam`` and ``length_penalty`` (of the
+search that translates the test pairs, see :func:`kernelbook.decoding.beam`; a beam of 1 is greedy)."""
 
 
 class Translation:
@@ -54,14 +62,25 @@ class Translation:
         Joint, of both languages.
     settings : Settings
         Budget of a batch, label smoothing, seed.
+    beam : int
+        Width of the search that translates held-out pairs; 1 is greedy decoding.
+    length_penalty : float
+        As in :func:`kernelbook.decoding.beam`.
 
     Raises
     ------
+    ValueError
+        If ``beam`` is below 1 or ``length_penalty`` negative.
     DataError
         If one training pair is longer than a batch.
     """
 
-    def __init__(self, corpus: ParallelCorpus, tokenizer: Tokenizer, settings: Settings) -> None:
+    def __init__(self, corpus: ParallelCorpus, tokenizer: Tokenizer, settings: Settings, *, beam: int = 1,
+                 length_penalty: float = 1.0) -> None:
+        if beam < 1 or not 0 <= length_penalty < math.inf:
+            raise ValueError("beam must be at least 1 and length_penalty a number from 0 on, but are "
+                             f"{beam} and {length_penalty}")
+        self._search = {} if beam == 1 else {"beam": beam, "length_penalty": length_penalty}
         self.corpus, self.tokenizer, self.settings = corpus, tokenizer, settings
         self.config = {"architecture": "encoder-decoder", "vocabulary": tokenizer.vocabulary_size,
                        "pad_id": tokenizer.pad_id}
@@ -69,7 +88,8 @@ class Translation:
         self.data = {"name": corpus.name, "corpus": corpus.name.partition(" (")[0], "origin": corpus.origin,
                      "fingerprint": corpus.fingerprint, "licence": corpus.licence, "direction": direction,
                      "train": len(corpus.train), "valid": len(corpus.valid), "test": len(corpus.test)}
-        self.about, self.decoding = corpus.summary(), "greedy"
+        self.about = corpus.summary()
+        self.decoding = "greedy" if beam == 1 else f"beam search, width {beam}, length penalty {length_penalty:g}"
         self.metadata = {"tokenizer": tokenizer.to_json(), "direction": direction}
         self.train, self.valid = self._encode(corpus.train), self._encode(corpus.valid)
         self._lengths = [max(len(s), len(t)) for s, t in self.train]
@@ -119,7 +139,8 @@ class Translation:
         """BLEU of the pairs of a split, and of trivial systems; and three translations."""
         pairs = self.corpus.splits[split]
         references = [p.target for p in pairs]
-        found = evaluation.translate(model, self.tokenizer, [p.source for p in pairs], progress=progress)
+        found = evaluation.translate(model, self.tokenizer, [p.source for p in pairs], progress=progress,
+                                     **self._search)
         score = evaluation.bleu(found, references)
         return Outcome({f"{split}_bleu": score.score}, evaluation.baselines(self.corpus.train, pairs), score.signature,
                        [{"source": pairs[i].source, "reference": references[i], "translation": found[i]}
@@ -135,7 +156,8 @@ def prepare(corpus: str | None, data_dir: Path | None, preset: Preset) -> Transl
         tokenizer = Tokenizer.from_json(preset.metadata["tokenizer"])
     else:
         tokenizer = Tokenizer.train((text for p in pairs.train for text in p), preset.options["vocabulary"])
-    return Translation(pairs, tokenizer, preset.settings)
+    return Translation(pairs, tokenizer, preset.settings,
+                       **{name: preset.options[name] for name in _GREEDY if name in preset.options})
 
 
 def _sized(corpus: ParallelCorpus, options: Mapping[str, Any]) -> ParallelCorpus:
