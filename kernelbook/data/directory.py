@@ -330,7 +330,7 @@ def carve(splits: dict[str, list[Item]], corpus: Corpus) -> dict[str, list[Item]
         carved[corpus.carved[share] if share < len(corpus.carved) else "train"].append(record)
     if empty := [split for split in carved if not carved[split]]:
         raise DataError(
-            f"{corpus.name} has only {len(splits['train']):,} {corpus.noun} to train with, and nothing is left for "
+            f"{corpus.name} has too few {corpus.noun} to train with, {len(splits['train']):,}: nothing is left for "
             f"{', '.join(empty)} when {CARVED_PERCENT} % are chosen for {' and for '.join(corpus.carved)}; add text, "
             "or files for these splits"
         )

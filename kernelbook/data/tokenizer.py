@@ -19,7 +19,8 @@ class Tokenizer:
 
     A text is split into words, each word into its UTF-8 bytes, and frequent neighbours are merged, in the
     order learnt from the training texts. Since every byte is in the vocabulary, no character is ever unknown;
-    a text and its decoded encoding agree up to white space and Unicode normal form C.
+    a text and its decoded encoding agree up to white space and Unicode normal form C. The documents of a ``TextCorpus``
+    have both settled already, so that they come back exactly.
 
     Source: R. Sennrich, B. Haddow, A. Birch, "Neural machine translation of rare words with subword units",
     ACL 2016; on bytes, A. Radford et al., "Language models are unsupervised multitask learners", 2019.
