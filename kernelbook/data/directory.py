@@ -39,9 +39,18 @@ CARVED_PERCENT = 10
 ENDINGS = {"language-modelling": ("txt",), "classification": ("tsv", "csv")}
 """How the files of a reader's own corpus end; those of a translation corpus end with languages."""
 
+EXPECTED = {
+    "translation": "expected train.X and train.Y, X and Y being the languages, such as train.de and train.en (and "
+                   "valid.X, valid.Y, test.X, test.Y), one sentence a line",
+    "language-modelling": "expected train.txt (and valid.txt, test.txt), or a single text file",
+    "classification": "expected train.tsv (and valid.tsv, test.tsv), each line a label, a tab and a text, or the same "
+                      "as .csv",
+}
+"""What a folder of the reader's own must hold, in words."""
+
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*")
 _ARTICLE = re.compile(r"= [^=](.*[^=])? =")
-_HELD_OUT = ("val", "dev", "test", "eval")
+_HELD_OUT = re.compile(r"(val|valid|validation|dev|test|eval|evaluation)([\d_.-].*)?")
 
 
 def data_root() -> Path | None:
@@ -143,12 +152,12 @@ def own(task: str, path: Path) -> tuple[Corpus, Path] | None:
     else:
         ends = [end for end in ENDINGS[task] if ("train", end) in files]
         single = [(stem, end) for stem, end in files if end in ENDINGS[task]]
-        if not ends and len(single) == 1 and not single[0][0].startswith(_HELD_OUT):
+        if not ends and len(single) == 1 and not _HELD_OUT.fullmatch(single[0][0]):
             return _describe(task, path, (single[0][1],), (("train", single[0][0]),)), path
         if len(ends) > 1:
             raise DataError(f"{path} has {' and '.join(f'train.{end}' for end in ends)}; expected one of them")
         if not ends:
-            held_out = [file_name(*name) for name in single if name[0].startswith(_HELD_OUT)]
+            held_out = [file_name(*name) for name in single if _HELD_OUT.fullmatch(name[0])]
             if held_out:
                 raise DataError(
                     f"{path} has {', '.join(held_out)}, but no train.{' or train.'.join(ENDINGS[task])}, without which "
@@ -157,7 +166,7 @@ def own(task: str, path: Path) -> tuple[Corpus, Path] | None:
             return None
         suffixes = (ends[0],)
     strange = [file_name(stem, end) for stem, end in files
-               if end in suffixes and stem.startswith(_HELD_OUT) and stem not in SPLITS]
+               if end in suffixes and _HELD_OUT.fullmatch(stem) and stem not in SPLITS]
     if strange:
         raise DataError(
             f"{path} has {', '.join(strange)}; call the files for validation and test "
@@ -218,16 +227,6 @@ def recognise(task: str, data_dir: Path) -> tuple[Corpus, Path]:
         names = " or ".join(sorted(corpus.name for corpus in below))
         raise DataError(f"{data_dir} may hold {names}; say which with the name of the corpus")
     raise DataError(f"{data_dir} holds no corpus for {task}; {EXPECTED[task]}")
-
-
-EXPECTED = {
-    "translation": "expected train.X and train.Y, X and Y being the languages, such as train.de and train.en (and "
-                   "valid.X, valid.Y, test.X, test.Y), one sentence a line",
-    "language-modelling": "expected train.txt (and valid.txt, test.txt), or a single text file",
-    "classification": "expected train.tsv (and valid.tsv, test.tsv), each line a label, a tab and a text, or the same "
-                      "as .csv",
-}
-"""What a folder of the reader's own must hold, in words."""
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -113,7 +113,7 @@ class LabelledCorpus(SplitCorpus):
             if strange := sorted({example.label for example in examples} - known):
                 raise DataError(
                     f"{split} of {self.name} has the label {strange[0]!r}, which is not among its classes "
-                    f"{', '.join(self.labels)}"
+                    f"{', '.join(self.labels)}: give training texts with this label, or leave it out"
                 )
 
     def counts(self, split: str) -> dict[str, int]:
