@@ -35,7 +35,7 @@ class Settings:
     seed : int
         Of initial weights, dropout and batches.
     schedule : str
-        One of :data:`SCHEDULES`.
+        ``"linear"``, ``"cosine"``, ``"inverse-sqrt"`` or ``"constant"``: see :func:`learning_rate`.
     accumulate : int
         Parts into which a batch is split, one after the other, where the whole does not fit into memory.  The update
         is that of the whole batch, up to rounding and the draws of dropout.
