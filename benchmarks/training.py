@@ -1,10 +1,10 @@
 """Tokens a second of a training step, against ``torch.nn.Transformer``: ``python benchmarks/training.py``.
 
 Models have the sizes of the translation presets ``quick`` and ``laptop``; batches have so many tokens as there, in
-sentences of 16, 32 and 128.  In each block all candidates make the same step (forward, label-smoothed cross-entropy,
-backward, clipping, AdamW) on the same batch; they are timed in turn, several rounds in one process, and what counts is
-the time over that of our Transformer with the exponentiated dot product in the same round: its median over the rounds,
-the least and the largest.  Numbers below 1e-38 are taken for 0 on all sides.
+sentences of 16 (``quick`` only), 32 and 128.  In each block all candidates make the same step (forward, label-smoothed
+cross-entropy, backward, clipping, AdamW) on the same batch; they are timed in turn, several rounds in one process, and
+what counts is the time over that of our Transformer with the exponentiated dot product in the same round: its median
+over the rounds, the least and the largest.  Numbers below 1e-38 are taken for 0 on all sides.
 
 Torch's Transformer has our embeddings, sinusoidal positions, tied output, order of norms, sizes, and dropout where
 ours has it; it is timed with the batch first and with the length first, and once more with all the dropout that it has
@@ -292,13 +292,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the record (default: results/benchmark-training-DEVICE.json)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
-    parser.add_argument("--rounds", type=int, default=9, help="how often everything is timed in turn")
+    parser.add_argument("--rounds", type=int, default=7, help="how often everything is timed in turn")
     parser.add_argument("--seconds", type=float, default=0.5, help="the least time of one measurement")
     options = parser.parse_args(arguments)
     try:
         setting = Setting(options.device, options.threads, 2 if options.quick else options.rounds, options.quick,
                           tuple(options.only))
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     out = options.out
     if out is None and not options.quick and not options.only:
@@ -310,7 +310,11 @@ def main(arguments: list[str] | None = None) -> None:
     # How busy the machine was when nothing of this had begun: 0 if it was calm.
     record["provenance"]["load_average"] = round(os.getloadavg()[0], 2)
     todo = [(size, n) for size in sizes(setting.quick) for n in ((8,) if setting.quick else (16, 32, 128))
-            if size.config.architecture == "encoder-decoder" or n != 16]
+            if setting.quick or n >= 32 or (size.name, size.config.architecture) == ("quick", "encoder-decoder")]
+    record["setting"]["seconds"] = options.seconds
+    record["setting"]["models"] = {f"{s.config.architecture} {s.name}": {key: value for key, value in
+                                   s.config.to_dict().items() if key not in ("kernel", "normaliser", "path")}
+                                   for s, _ in todo}
     began = time.perf_counter()
     with bench._machine(setting):
         for size, n in todo:

@@ -1,6 +1,7 @@
 """The Transformer: what it may see, what it must not depend on, what it is beside torch's, and greedy decoding."""
 
 import importlib.util
+import json
 import math
 import sys
 
@@ -223,6 +224,37 @@ def test_with_edp_it_is_torch_s_transformer(architecture, batch_first):
     assert benchmark().disagreement(config, of_architecture(architecture), batch_first) < 1e-12
 
 
+def test_the_benchmark_measures_equal_models_and_names_no_folder(tmp_path, capsys):
+    script, path = benchmark(), tmp_path / "sub" / "record.json"
+    patterns = [word for name in ("rbf", "torch.nn*") for word in ("--only", f"encoder-decoder smoke * {name}")]
+    script.main(["--quick", *patterns, "--out", str(path)])
+    record, said = json.loads(path.read_text()), capsys.readouterr().out
+    assert record["kind"] == "benchmark" and record["name"] == "benchmark-training" and record["provenance"]["date"]
+    assert record["provenance"]["command"].startswith("python benchmarks/training.py --quick --only")
+    assert str(tmp_path) not in path.read_text()
+    names = [row["candidate"] for row in record["rows"]]
+    assert names == ["edp", "rbf", "torch.nn.Transformer", "torch.nn.Transformer, length first",
+                     "torch.nn.Transformer, all its dropout"]
+    assert len({row["parameters"] for row in record["rows"]}) == 1
+    for row in record["rows"]:
+        assert row["low"] <= row["ratio"] <= row["high"] and row["tokens_per_second"] > 0 and row["candidate"] in said
+    for arguments, words in ((["--only", "none such"], "none such"), (["--rounds", "0"], "rounds"),
+                             (["--device", "abacus"], "abacus")):
+        with pytest.raises(SystemExit):
+            script.main(arguments if "--rounds" in arguments else ["--quick", *arguments])
+        assert words in capsys.readouterr().err
+
+
+def test_the_benchmark_refuses_a_model_that_is_not_ours(monkeypatch):
+    script = benchmark()
+    config = TransformerConfig("encoder-decoder", **SMALL)
+    inputs = of_architecture("encoder-decoder")
+    monkeypatch.setattr(script.TorchTransformer, "embed", lambda self, tokens: self.embedding(tokens))
+    assert script.disagreement(config, inputs) > 1e-3
+    with pytest.raises(RuntimeError, match="not the same parameters"):
+        script.TorchTransformer(config).take(make(tied=True, architecture="decoder"))
+
+
 # ------------------------------------------------------------------------- numbers at the start
 
 def fitting(name):
@@ -264,6 +296,28 @@ def test_gradients_are_finite_where_queries_and_keys_coincide(kernel, normaliser
 
 
 # ------------------------------------------------------------------------- compiled, and on any device
+
+@pytest.mark.parametrize("kernel", kernels.available())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_pass_looks_at_a_number(architecture, kernel):
+    """On a device whose tensors have no numbers: asking for one, which makes a GPU wait, would fail there."""
+    model = make(architecture, kernel=kernel, normaliser=fitting(kernel)[0]).to("meta").train()
+    out = model(*(x.to("meta") for x in of_architecture(architecture)))
+    out.sum().backward()
+    assert out.device.type == "meta" and model.embedding.weight.grad.device.type == "meta"
+
+
+@pytest.mark.parametrize("kernel", kernels.available())
+def test_mixed_precision_is_near_single_precision(kernel):
+    model = make(kernel=kernel, normaliser=fitting(kernel)[0]).float()
+    source, target = of_architecture("encoder-decoder")
+    expected = model(source, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(source, target)
+    out.float().square().sum().backward()
+    assert (out - expected).abs().max() < 0.1 * expected.abs().max()
+    assert all(p.grad is None or p.dtype is torch.float32 and p.grad.isfinite().all() for p in model.parameters())
+
 
 def test_it_compiles_whole():
     """In one graph, and again where lengths have become symbols and the table of positions grows."""
