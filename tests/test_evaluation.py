@@ -196,6 +196,18 @@ def test_a_long_sentence_is_translated_whole_and_alone(translator, monkeypatch):
             translate(*translator, sentences, **options)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_translation_is_cut_off_at_the_length_of_its_own_source(translator, width):
+    tokenizer = translator[1]
+    model = Transformer(translator[0].config).eval()
+    scores, special = model.logits, torch.arange(tokenizer.vocabulary_size) <= tokenizer.unk_id     # eos_id among them
+    model.logits = lambda x: scores(x) - 100 * special
+    sentences = ["Ja.", "Der Hund sieht den Baum.", "Nein, ach nein, ach nein, ach ja."]
+    found = translate(model, tokenizer, sentences, beam=width)
+    assert found == [translate(model, tokenizer, [s], beam=width)[0] for s in sentences]
+    assert len(set(map(len, found))) == 3
+
+
 def test_the_attention_kept_is_that_of_the_model(translator):
     model, tokenizer = translator
     sample = attention_sample(model, tokenizer, PAIRS[0].source, PAIRS[0].target, record="run")
