@@ -51,7 +51,7 @@ class TextCorpus(SplitCorpus):
     train, valid, test : list of str
         The documents: in Unicode normal form C, each run of white space (ends of lines too) replaced by one space,
         not empty. So ``tokenizer.decode(tokenizer.encode(document)) == document``, and perplexities per word and
-        per byte can be computed from the losses of tokens and :meth:`counts`.
+        per byte can be computed from the losses of tokens and ``counts()``.
     origin : str
         Where they came from: ``"package"`` or ``"directory"``.
     fingerprint : str
