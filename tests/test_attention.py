@@ -618,7 +618,7 @@ def test_tied_matrices_make_a_symmetric_kernel_matrix(seed):
 
 def test_module_draws_its_parameters_in_one_order():
     """The default draws what it always drew, so that runs of earlier records can be made again; other layouts draw from
-    the same distribution, so that kernels begin at the same bandwidth."""
+    the same distribution."""
     torch.manual_seed(0)
     module = KernelAttention(64, 4)
     torch.manual_seed(0)

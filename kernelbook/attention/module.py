@@ -33,8 +33,8 @@ class KernelAttention(nn.Module):
     of their own: a small one makes the logits of ``kernel="edp"`` a matrix of low rank.  Either changes the shapes of
     parameters, not their names: ``in_proj_weight`` is :math:`W^Q`, :math:`W^K` and :math:`W^V`, one below the other, of
     ``num_heads * w``, ``num_heads * w`` and ``embed_dim`` rows; if tied, there is no :math:`W^K` in it (and no
-    ``k_proj_weight``).  Entries are drawn from the distribution that they have by default, so that kernels begin at the
-    same temperature or bandwidth.
+    ``k_proj_weight``).  Entries are drawn from the distribution that they have by default: coordinates of queries and
+    keys begin at the same size.
 
     Parameters
     ----------
