@@ -298,6 +298,7 @@ def feedforward_matched(config: TransformerConfig, count: int) -> int:
     return max(1, 1 + round((count - one) / (two - one)))
 
 
+@functools.cache
 def parameter_count(config: TransformerConfig) -> int:
     """Number of trained numbers of a model that is never made."""
     from .models import Transformer

@@ -580,7 +580,7 @@ def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], met
     for ax in list(axes.flat)[len(panels):]:
         ax.set_visible(False)
     figure.legend([lines[label] for label in labels], [_plain(label) for label in labels], loc="outside lower center",
-                  ncols=min(4, len(labels)))
+                  ncols=min(3, len(labels)))
     return figure
 
 

@@ -362,9 +362,23 @@ def test_two_processes_never_make_the_same_run(fake):
 
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pids": [gone.pid, os.getpid()]}))
+    assert fake()[1] == []              # who began it was killed, but the run itself goes on
     lock.write_text(json.dumps({"host": socket.gethostname(), "pids": [gone.pid]}))
     summary, calls = fake()
     assert len(calls) == 1 and len(summary.finished) == 1 and not lock.exists()
+
+
+def test_what_another_process_has_made_meanwhile_is_not_made_again(fake):
+    def elsewhere(event):
+        if "start" in event and event["start"].seed == 0:
+            other = fake.runs[2]
+            dataclasses.replace(RECORD, name=other.name, seed=2).save(
+                fake.folder / "results" / "smoke" / f"{other.name}.json")
+
+    summary, calls = fake(report=elsewhere, jobs=1)
+    assert [name[-1] for name, *_ in calls] == ["0", "1"] and [run.seed for run in summary.skipped] == [2]
+    assert not list((fake.folder / "runs").glob("*.lock"))
 
 
 def test_a_lock_is_held_while_the_child_lives(fake):
