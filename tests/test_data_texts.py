@@ -135,6 +135,21 @@ def test_splits_by_hash_share_nothing_and_lose_only_near_duplicates(texts):
     assert {i for i, _ in duplicates.near_duplicates(lost, others)} == set(range(len(lost)))
 
 
+def test_of_two_near_duplicates_in_different_splits_one_is_kept():
+    twins = [f"a{n} b{n} c{n} d{n} e{n} {x}" for n in range(60) for x in "xy"]
+    splits = duplicates.disjoint_splits(twins, 20, by=lambda t: t, text=lambda t: t)
+    for part, later in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        assert not list(duplicates.near_duplicates(splits[part], splits[later]))
+    home = {text: split for split, part in splits.items() for text in part}
+    before = {text: ("valid", "test", "train", "train", "train")[int(records.percentile(text) // 20)] for text in twins}
+    rank = ("train", "valid", "test").index
+    for twin in zip(twins[::2], twins[1::2], strict=True):
+        last = max((before[text] for text in twin), key=rank)
+        assert [home.get(text) for text in twin] == [last if before[text] == last else None for text in twin]
+    assert {tuple(sorted(before[t] for t in twin)) for twin in zip(twins[::2], twins[1::2], strict=True)} >= {
+        ("train", "valid"), ("test", "train"), ("test", "valid")}
+
+
 def test_leakage_counts_what_valid_and_test_share_with_train():
     corpus = data.TextCorpus(
         "toy", ["The dog sees the tree.", "A house by the sea", "Nothing else at all here"],
