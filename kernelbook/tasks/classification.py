@@ -47,6 +47,9 @@ GRID = tuple((words, c) for words in (1, 2) for c in (1.0, 10.0, 100.0))
 """What the linear baseline chooses from, on the validation texts: the longest n-grams of words, and the inverse
 strength of the regularisation."""
 
+FEATURES = 100_000
+"""The most n-grams that it uses, those that occur most often."""
+
 
 def check_labels(corpus: LabelledCorpus, labels: Sequence[str]) -> None:
     """Raise unless every split has texts, and the training split has texts with each label, at least two labels."""
@@ -219,6 +222,7 @@ def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) ->
 
     The weight of an n-gram that occurs :math:`f>0` times in a text is :math:`(1+\ln f)(1+\ln\frac{1+n}{1+n_g})`, where
     :math:`n_g` of the :math:`n` training texts have it; the weights of a text are scaled to norm 1.  Case is ignored.
+    Each label is told from the rest by a regression of its own, and the most probable is taken.
     The length of n-grams and the regularisation are those of :data:`GRID` with the best accuracy on the validation
     texts, the simpler where several are best; they are not fitted again with the validation texts.
 
@@ -233,21 +237,23 @@ def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) ->
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
 
     texts, labels = [text for text, _ in train], [label for _, label in train]
     valid_texts, valid_labels = [text for text, _ in valid], [label for _, label in valid]
     best: TfIdf | None = None
     for longest in sorted({words for words, _ in GRID}):
-        vectoriser = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, longest), token_pattern=r"(?u)\b\w+\b")
+        vectoriser = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, longest), max_features=FEATURES,
+                                     token_pattern=r"(?u)\b\w+\b")
         x, y = vectoriser.fit_transform(texts), vectoriser.transform(valid_texts)
-        for c in [c for words, c in GRID if words == longest]:
-            model = LogisticRegression(C=c, max_iter=1000).fit(x, labels)
+        for c in sorted(c for words, c in GRID if words == longest):
+            model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear")).fit(x, labels)
             right = accuracy(model.predict(y), valid_labels)
             if best is None or right > best.valid_accuracy:
-                best = TfIdf(make_pipeline(vectoriser, model),
-                             f"words{'' if longest == 1 else f', 1-{longest}-grams'}, sublinear, C={c:g}, chosen on "
-                             "the validation texts", right)
+                grams = "words" if longest == 1 else f"1- to {longest}-grams of words"
+                best = TfIdf(make_pipeline(vectoriser, model), f"{grams}, sublinear, C={c:g}, chosen on the validation "
+                             "texts", right)
     return best
 
 

@@ -30,9 +30,9 @@ PRESETS = {
         {"width": 32, "heads": 2, "layers": 1, "feedforward": 64, "dropout": 0.0},
         {"vocabulary": 500, "context": 32, "stride": 16, "train_documents": 100, "test_documents": 10}),
     "quick": Preset(
-        Settings(steps=500, batch_tokens=1024, learning_rate=3e-3, label_smoothing=0.0),
+        Settings(steps=1700, batch_tokens=512, learning_rate=4e-3, label_smoothing=0.0, validate_every=170),
         {"width": 128, "heads": 4, "layers": 2, "feedforward": 512, "dropout": 0.0},
-        {"vocabulary": 2000, "context": 64, "stride": 32, "valid_tokens": 16384}),
+        {"vocabulary": 1000, "context": 64, "stride": 48, "valid_tokens": 8192}),
     "laptop": Preset(
         Settings(steps=3000, batch_tokens=2048, learning_rate=2e-3, label_smoothing=0.0),
         {"width": 192, "heads": 6, "layers": 3, "feedforward": 768, "dropout": 0.1},
