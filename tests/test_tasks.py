@@ -207,6 +207,7 @@ def test_values_get_the_type_of_their_field():
     ("translation", ["--setting", "steps=4", "--steps", "4"], ["say the same thing"]),
     ("translation", ["--setting", "warmup=3"], ["warmup must be from 0 to 1"]),
     ("translation", ["--model", "heads=3"], ["multiple of heads"]),
+    ("translation", ["--model", "heads=3", "--data-dir", "nowhere"], ["multiple of heads"]),
     ("translation", ["--devices", "none"], ["devices must be a whole number"]),
     ("translation", ["--strategy", "luck"], ["strategy must be one of", "ddp"]),
     ("translation", ["--kernel", "rfb"], ["did you mean 'rbf'", "known: edp"]),
@@ -243,6 +244,16 @@ def test_an_evaluation_without_arguments_repeats_the_record(kernelbook, trained,
     code, said, _ = kernelbook("evaluate", folder, "--split", "valid", *where)
     assert code == 0 and f"{record.data['valid']} " in said and "valid" in said
     assert "test or valid" in kernelbook("evaluate", folder, "--split", "train", *where)[2]
+
+
+def test_a_translator_is_evaluated_on_other_pairs_with_its_own_tokeniser(kernelbook, trained, tmp_path):
+    other = tmp_path / "other-de-en"
+    other.mkdir()
+    for split, language in itertools.product(("train", "valid", "test"), ("de", "en")):
+        (other / f"{split}.{language}").write_text("\n".join(f"other words {split} {i}" for i in range(12)))
+    code, said, _ = kernelbook("evaluate", trained["translation"][0], "--data-dir", other)
+    assert code == 0 and "12 pairs of other-de-en, test" in said.replace(" (first 12)", "")
+    assert re.search(r"copy source +100.00", said)
 
 
 def test_a_model_is_not_evaluated_on_data_it_cannot_read(kernelbook, trained, folders, tmp_path):
