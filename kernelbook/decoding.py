@@ -125,9 +125,9 @@ def beam(
     :math:`\ell\leq0` now can reach no more than :math:`\ell/\text{max\_length}^\alpha`: once the best finished score
     (for ``n_best``, the last of the best) is at least this, going on would not change the result.
 
-    One hypothesis is greedy decoding.  As many as there are sequences make the search exhaustive: then the best
-    possible target is found.  In between nothing is promised, not even that the score is at least that of greedy
-    decoding, whose beginnings may have been among the kept ones for a while only.
+    A beam of width 1 is greedy decoding.  One that keeps every sequence is an exhaustive search, and finds the best
+    target.  In between nothing is promised, not even a score of at least that of greedy decoding: what that would
+    find may have a beginning that is not among the ``width`` most probable ones.
 
     Where probabilities are equal, the extension of the better hypothesis comes first, and then the token with the
     lower number; where scores are, the hypothesis that was finished first.

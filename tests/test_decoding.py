@@ -301,6 +301,7 @@ def test_hypotheses_that_are_cut_off_come_last():
     loop = {(): [0, 0, 0.01, 0.99], "else": [0, 0, 0.01, 0.99]}
     assert search(loop, width=1, max_length=4)[0] == [[3] * 4]
     assert search(loop, width=2, max_length=4)[0] == [[3] * 3, [3] * 2]
+    assert search(loop, width=5, max_length=2)[0] == [[3], [], [3, 3]]          # there are no more
     options = {"bos_id": 1, "eos_id": EOS, "cache": False, "max_length": 1, "width": 2, "n_best": 2}
     found = beam(Scripted(loop), torch.tensor([[3]]), **options)
     assert [(h.tokens, h.finished, round(h.score, 4)) for h in found[0]] == [([], True, -4.6052), ([3], False, -0.0101)]
@@ -333,7 +334,7 @@ def test_probabilities_of_the_next_token():
     check([0, 1, 0, 0], top_p=0.39)
     check([0, 1, 0, 0], top_p=1e-9)
     check([0, 4 / 9, 2 / 9, 3 / 9], top_p=0.85)
-    check([0, 4 / 7, 0, 3 / 7], top_k=3, top_p=0.7)         # of 4/9, 3/9, 2/9
+    check([0, 4 / 7, 0, 3 / 7], top_k=3, top_p=0.75)        # of 4/9, 3/9, 2/9
     check([0, 1, 0, 0], temperature=0.5, top_p=0.5)
     z = torch.zeros(2, 4)
     assert probabilities(z, top_k=3).tolist() == [[pytest.approx(1 / 3)] * 3 + [0]] * 2
