@@ -115,9 +115,9 @@ def beam(
     Of all extensions of the unfinished hypotheses by one token, the ``width`` most probable are kept; those that end
     in ``eos_id`` are finished, the others go on.  Finished hypotheses :math:`y`, of any length, compete by
 
-    .. math:: \operatorname{score}(y)=\frac{\log p(y\mid x)}{\abs y^\alpha},
+    .. math:: \operatorname{score}(y)=\frac{\log p(y\mid x)}{|y|^\alpha},
 
-    with :math:`\abs y` the number of tokens, ``eos_id`` among them, and :math:`\alpha` the ``length_penalty``: 0 ranks
+    with :math:`|y|` the number of tokens, ``eos_id`` among them, and :math:`\alpha` the ``length_penalty``: 0 ranks
     by probability, which favours short targets; 1 by the mean log-probability of a token.  A hypothesis that has
     ``max_length`` tokens without ``eos_id`` is cut off; it comes after all finished ones.
 
