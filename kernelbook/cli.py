@@ -1,4 +1,4 @@
-"""The command ``kernelbook``: train, translate, evaluate, look at results, manage data, measure."""
+"""The command ``kernelbook``: train, use and evaluate models, look at results, manage data, measure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .results import Record
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Attention as a binary kernel machine: train, translate, evaluate, results, data, bench.")
+                  help="Attention as a binary kernel machine: models trained with any kernel, and what comes of them.")
 data_app = typer.Typer(no_args_is_help=True, help="What corpora there are, and where their cache lies.")
 results_app = typer.Typer(no_args_is_help=True, help="Records of trained runs.")
 app.add_typer(data_app, name="data")
@@ -153,6 +153,8 @@ def train(
             record, where = tasks.train(task, resume=resume, overwrite=overwrite, report=progress, **what)
         except Interrupted as stop:
             progress.close()
+            if not _first_process():
+                sys.exit(130)
             words = [w for w in sys.argv[1:] if w not in ("--overwrite", "--resume")]
             _fail(f"{stop}\ngo on with: kernelbook {shlex.join(words)} --resume", 130)
     if _first_process():
