@@ -377,6 +377,8 @@ def test_a_state_of_another_configuration_is_refused_and_stays(kernelbook, folde
         assert code == 1 and "another run" in said and Path("a/state.safetensors").read_bytes() == state
     assert kernelbook(*train(folders, "--out", "a", "--resume", "--setting", "accumulate=2"))[0] == 0
     assert sorted(os.listdir("a")) == ["model.safetensors", "record.json"]
+    record = results.load("a/record.json")
+    assert record.provenance["resumed"] and record.config["options"]["vocabulary"] == 500
 
 
 def test_where_memory_runs_out_it_is_told_what_to_lower_and_nothing_is_lost(kernelbook, folders, monkeypatch):

@@ -242,8 +242,8 @@ class _Run:
     def record(self, network: Transformer, history: list[dict[str, float]], found: Outcome, began: float) -> Record:
         """What came of it."""
         settings, last = self.size.settings, history[-1]
-        config = {"model": self.config.to_dict(), "settings": asdict(settings), "decoding": self.prepared.decoding,
-                  "precision": self.precision}
+        config = {"model": self.config.to_dict(), "settings": asdict(settings), "options": self.size.options,
+                  "decoding": self.prepared.decoding, "precision": self.precision}
         if settings.average or settings.patience:       # then they are not simply those of the last step
             config["weights"] = {"step": last["step"], "of": last.get("stopped", last["step"]),
                                  "average": settings.average}
@@ -369,6 +369,8 @@ def train(
     run = _begin(task, kernel=kernel, preset=preset, corpus=corpus, data_dir=data_dir, seed=seed, out=out,
                  normaliser=normaliser, model=model, settings=settings, options=options, report=report, **machine)
     fabric, prepared, out = run.fabric, run.prepared, run.out
+    if resume:
+        run.origin["resumed"] = True        # the time is that of the last part
     state_path = out / "state.safetensors"
     tell = report if fabric.is_global_zero else lambda event: None
     on_first(fabric, lambda: check_folder(out, resume=resume, overwrite=overwrite))
