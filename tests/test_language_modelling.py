@@ -15,7 +15,7 @@ from kernelbook import tasks
 from kernelbook.data import DataError, TextCorpus, Tokenizer, fingerprint
 from kernelbook.kernels import get
 from kernelbook.models import Transformer, TransformerConfig
-from kernelbook.tasks.language_modelling import Bigrams, LanguageModelling, continuation, prepare, windows
+from kernelbook.tasks.language_modelling import Bigrams, LanguageModelling, prepare, windows
 from kernelbook.training import Settings
 
 CPU = torch.device("cpu")
@@ -205,14 +205,15 @@ def test_the_discount_is_the_best_for_the_validation_stream():
     assert fitted.discount == min(each, key=each.get)
 
 
-def test_a_continuation_is_that_without_a_cache():
+def test_samples_are_beginnings_of_documents_and_the_same_again():
     it = task()
     model = model_for(it)
-    prompt, plain = [TOKENIZER.eos_id, 7, 9], []
-    with torch.no_grad():
-        while len(plain) < 6 and (token := model(torch.tensor([prompt + plain]))[0, -1].argmax().item()) != 2:
-            plain.append(token)
-        assert continuation(model, prompt, 6, TOKENIZER.eos_id, CPU) == plain
+    samples = it.evaluate(model, CPU, lambda *_: None).samples
+    assert samples == it.evaluate(model, CPU, lambda *_: None).samples and len(samples) == 3
+    for found in samples:
+        whole = [text for text in it.corpus.test if text.startswith(found["text"])]
+        assert found["text"] and any(found["original"] in text for text in whole)
+        assert len(TOKENIZER.encode(found["text"])) <= 8       # the context
 
 
 # ------------------------------------------------------------------------- bad input, and whole runs

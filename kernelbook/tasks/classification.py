@@ -21,21 +21,25 @@ from .language_modelling import first
 
 __all__ = ["Classification", "CLASSIFICATION", "PRESETS", "TfIdf", "tfidf", "macro_f1"]
 
+def _quick(steps: int, **more: Any) -> Preset:
+    settings = Settings(steps=steps, batch_tokens=2048, learning_rate=2e-3, validate_every=steps // 8)
+    return Preset(settings, {"width": 64, "heads": 4, "layers": 2, "feedforward": 256, "dropout": 0.3},
+                  {"vocabulary": 4000, "max_tokens": 96}, **more)
+
+
 PRESETS = {
     "smoke": Preset(
         Settings(steps=20, batch_tokens=512, learning_rate=3e-3),
         {"width": 32, "heads": 2, "layers": 1, "feedforward": 64},
         {"vocabulary": 500, "max_tokens": 32, "train_texts": 200, "test_texts": 50}),
-    "quick": Preset(
-        Settings(steps=300, batch_tokens=2048, learning_rate=1e-3),
-        {"width": 64, "heads": 4, "layers": 2, "feedforward": 256, "dropout": 0.2},
-        {"vocabulary": 4000, "max_tokens": 64}),
+    # Sentences are many to a batch: fewer steps are as many epochs.
+    "quick": _quick(800, corpora={"sst2": _quick(440), "trec": _quick(440), "movie-sentences": _quick(440)}),
     "laptop": Preset(
-        Settings(steps=2000, batch_tokens=4096, learning_rate=1e-3),
+        Settings(steps=3000, batch_tokens=4096, learning_rate=1e-3, validate_every=300),
         {"width": 128, "heads": 4, "layers": 2, "feedforward": 512, "dropout": 0.3},
         {"vocabulary": 8000, "max_tokens": 128}),
     "gpu": Preset(
-        Settings(steps=10000, batch_tokens=16384, learning_rate=5e-4),
+        Settings(steps=10000, batch_tokens=16384, learning_rate=5e-4, validate_every=500),
         {"width": 256, "heads": 8, "layers": 4, "feedforward": 1024, "dropout": 0.3},
         {"vocabulary": 10000, "max_tokens": 256}),
 }

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import DataError, TextCorpus, Tokenizer, fingerprint, load_text, pad
+from ..decoding import sample
 from ..evaluation import bits_per_byte, perplexity
 from ..models import Transformer
 from ..training import Settings
@@ -30,7 +31,7 @@ PRESETS = {
         {"width": 32, "heads": 2, "layers": 1, "feedforward": 64, "dropout": 0.0},
         {"vocabulary": 500, "context": 32, "stride": 16, "train_documents": 100, "test_documents": 10}),
     "quick": Preset(
-        Settings(steps=1700, batch_tokens=512, learning_rate=4e-3, label_smoothing=0.0, validate_every=170),
+        Settings(steps=1500, batch_tokens=512, learning_rate=4e-3, label_smoothing=0.0, validate_every=150),
         {"width": 128, "heads": 4, "layers": 2, "feedforward": 512, "dropout": 0.0},
         {"vocabulary": 1000, "context": 64, "stride": 48, "valid_tokens": 8192}),
     "laptop": Preset(
@@ -46,6 +47,9 @@ PRESETS = {
 model sees before the one it predicts), ``stride`` (see :func:`windows`), ``train_documents`` and ``test_documents`` (at
 most so many, the first of the split), ``valid_tokens`` (at most so many, the first, are watched during training; the
 test split is always taken whole)."""
+
+TEMPERATURE = 0.7
+"""Of the continuations shown: below 1, for a small model's tail is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class LanguageModelling:
         self.about = (f"{corpus.summary()}\n  {len(self.train) - 1:,} training tokens of a vocabulary of "
                       f"{tokenizer.vocabulary_size:,}; context {context}")
         self.metadata = {"tokenizer": tokenizer.to_json()}
-        self.decoding = f"greedy; perplexity with context {context}, stride {stride}"
+        self.decoding = f"context {context}, stride {stride}; samples drawn at temperature {TEMPERATURE:g}"
 
     def _stream(self, documents: Sequence[str]) -> Int[Tensor, " tokens"]:
         end = self.tokenizer.eos_id
@@ -302,26 +306,17 @@ class LanguageModelling:
     def _samples(self, model: Transformer, split: str, device: torch.device, begin: int = 12, more: int = 24
                  ) -> list[dict[str, str]]:
         """The beginnings of three documents, at most half of each, and how the model goes on."""
-        documents = [ids for ids in self.tokenizer.encode_batch(self.corpus.splits[split]) if len(ids) > 1]
-        found = []
-        for ids in (documents[i] for i in spread(len(documents), 3)):
-            at = min(begin, len(ids) // 2, self.context)
-            more_ids = continuation(model, [self.tokenizer.eos_id, *ids[:at]], more, self.tokenizer.eos_id, device)
-            text, continued, original = map(self.tokenizer.decode, (ids[:at], more_ids, ids[at:at + more]))
-            found.append({"text": text, "continued": continued, "original": original})
-        return found
-
-
-def continuation(model: Transformer, prompt: list[int], more: int, eos_id: int, device: torch.device) -> list[int]:
-    """The most probable next token, again and again, until the document ends or ``more`` are there."""
-    cache, found, tokens = model.new_cache(), [], prompt
-    for _ in range(more):
-        last = model.decode(torch.tensor([tokens], device=device), cache=cache)[:, -1]
-        tokens = model.logits(last).argmax(-1).tolist()
-        if tokens == [eos_id]:
-            break
-        found += tokens
-    return found
+        t = self.tokenizer
+        documents = [ids for ids in t.encode_batch(self.corpus.splits[split]) if len(ids) > 1]
+        documents = [documents[i] for i in spread(len(documents), 3)]
+        if not documents:
+            return []
+        begun = [ids[:min(begin, len(ids) // 2, self.context)] for ids in documents]
+        found = sample(model, pad([[t.eos_id, *ids] for ids in begun], t.pad_id).to(device), max_new=more,
+                       temperature=TEMPERATURE, generator=torch.Generator().manual_seed(0), eos_id=t.eos_id)
+        return [{"text": t.decode(prompt), "continued": t.decode(continued),
+                 "original": t.decode(ids[len(prompt):len(prompt) + more])}
+                for ids, prompt, continued in zip(documents, begun, found, strict=True)]
 
 
 def first(corpus: Any, train: int | None, held_out: int | None) -> Any:
