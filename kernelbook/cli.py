@@ -506,7 +506,7 @@ def results_run(
     counts = {"there already": len(summary.skipped), "finished": len(summary.finished),
               "diverged": len(summary.diverged), "failed": len(summary.failed),
               "under way elsewhere": len(summary.elsewhere)}
-    out.print(", ".join(f"{n} {what}" for what, n in counts.items() if n) or "no run", highlight=False)
+    out.print(", ".join(f"{n} {what}" for what, n in counts.items() if n) or "none finished", highlight=False)
     for run, who in summary.elsewhere:
         err.print(f"elsewhere: {run.name}: {who}", highlight=False, markup=False, soft_wrap=True)
     for run, why in summary.failed:
@@ -526,15 +526,16 @@ def _list_runs(suite: Any, runs: list[Any], folder: Path, runs_folder: Path) -> 
     from .files import FileError
 
     out.print(f"{suite.name}: {suite.question}\n", highlight=False, markup=False)
-    kernels = {run.variant: run for run in reversed(runs)}
     table = Table("variant", "kernel", "model", "why", box=None, pad_edge=False)
     for variant in suite.variants:
-        if variant.label in kernels:
-            run = kernels[variant.label]
-            model = ", ".join(f"{key}={value}" for key, value in run.model.items())
-            normaliser = "" if run.normaliser == "sum" else f", {run.normaliser}"
+        own = [run for run in runs if run.variant == variant.label]
+        # What is matched is another number for each task.
+        kernels = dict.fromkeys(f"{run.kernel!r}{'' if run.normaliser == 'sum' else f', {run.normaliser}'}"
+                                for run in own)
+        models = dict.fromkeys(", ".join(f"{key}={value}" for key, value in run.model.items()) for run in own)
+        if own:
             table.add_row(variant.label + (" (reference)" if variant.label == suite.reference else ""),
-                          f"{run.kernel!r}{normaliser}", model, variant.why)
+                          "\n".join(kernels), "\n".join(models), variant.why)
     out.print(table, "")
     states: Counter[str] = Counter()
     for run in runs:

@@ -719,7 +719,7 @@ def execute(
     def ended(run: Run, outcome: str, value: float | None, took: float) -> None:
         if outcome in ("finished", "diverged"):
             seconds.append(took)
-        left = len(queue) + len(working)
+        left = len(queue) + len(working) + (outcome == "interrupted")
         guess = sum(seconds) / len(seconds) * left / jobs if seconds else None
         report({"end": run, "outcome": outcome, "value": value, "seconds": took, "done": total - left, "of": total,
                 "left": guess})

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +68,26 @@ def test_the_printed_command_makes_the_run_of_that_name(suite, preset):
                                     model=model, settings=settings)
         size = TASKS[run.task].presets[preset].of(run.corpus)
         TransformerConfig("decoder", 8, kernel=kernel, normaliser=normaliser, **size.model | model)     # it fits
+
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("suite-*.json")), ids=lambda path: path.stem)
+def test_the_results_that_are_kept_are_those_of_the_plans(path, monkeypatch):
+    monkeypatch.setattr("kernelbook.data.info", lambda name: SimpleNamespace(available=True))
+    about = json.loads(path.read_text())
+    kept = results.load_suite(about["name"], about["preset"], folder=path.parent)
+    data, names = {}, {}
+    for group in kept.groups:
+        if group.corpus is not None:
+            data.setdefault(group.task, []).append(group.corpus)
+        names |= {name: group for many in group.names.values() for name in many}
+    seeds = max(len(many) for group in kept.groups for many in group.names.values())
+    planned = {run.name: run for run in plan(kept.name, kept.preset, data=data, seeds=seeds)}
+    assert set(names) <= set(planned)
+    for name in kept.records:                   # made with the settings that the presets have today
+        assert state(planned[name], out=RESULTS) in ("done", "diverged")
 
 
 @given(st.integers(1, 40), st.integers(1, 50))
