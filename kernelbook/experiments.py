@@ -656,6 +656,8 @@ class _Job:
     process: subprocess.Popen
     lock: contextlib.ExitStack
     began: float
+    threads: int
+    resumed: bool
 
 
 def execute(
@@ -731,7 +733,7 @@ def execute(
                     run = queue.pop(0)
                     slot = min(set(range(jobs)) - {job.slot for job in working})
                     try:
-                        job = _start(run, slot, jobs, command, runs_folder, out, report)
+                        job = _start(run, slot, jobs, command, runs_folder, out)
                     except _Elsewhere as holder:
                         summary.elsewhere.append((run, str(holder)))
                         continue
@@ -743,6 +745,7 @@ def execute(
                         summary.skipped.append(run)
                     else:
                         working.append(job)
+                        report({"start": run, "resumed": job.resumed})
                 if len(stops) > told:
                     told = len(stops)
                     report({"stopping": len(working)})
@@ -762,8 +765,7 @@ def execute(
     return summary
 
 
-def _start(run: Run, slot: int, jobs: int, command: Sequence[str], runs_folder: Path, out: Path,
-           report: Callable[[dict[str, Any]], None]) -> _Job | None:
+def _start(run: Run, slot: int, jobs: int, command: Sequence[str], runs_folder: Path, out: Path) -> _Job | None:
     """A run's process, or None if somebody else has made the run by now."""
     folder = runs_folder / run.name
     with contextlib.ExitStack() as stack:
@@ -777,13 +779,14 @@ def _start(run: Run, slot: int, jobs: int, command: Sequence[str], runs_folder: 
             words.append("--resume")
         elif (folder / "record.json").exists():     # it had ended, and its record was not yet kept
             words = [sys.executable, "-c", ""]
+        environment = _environment(run, slot, jobs)
         with open(folder / "log.txt", "ab") as log:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                       env=_environment(run, slot, jobs), start_new_session=True)
+                                       env=environment, start_new_session=True)
         # Ctrl-C in a terminal reaches this process only, which passes it on once: twice would stop without saving.
         lock.write_text(_holder(process.pid), "utf8")
-        report({"start": run, "resumed": resumed})
-        return _Job(run, folder, slot, process, stack.pop_all(), time.monotonic())
+        return _Job(run, folder, slot, process, stack.pop_all(), time.monotonic(),
+                    int(environment["OMP_NUM_THREADS"]), resumed)
 
 
 def _environment(run: Run, slot: int, jobs: int) -> dict[str, str]:
@@ -819,7 +822,7 @@ def _finish(job: _Job, summary: Summary, out: Path, keep_models: bool, stopping:
                 summary.finished.append(run)
             elif code == DIVERGED:
                 lines = _last_lines(job.folder / "log.txt", 1)
-                spent = {"threads": max(1, _cores()), "wall_time_s": round(time.monotonic() - job.began, 1)}
+                spent = {"threads": job.threads, "wall_time_s": round(time.monotonic() - job.began, 1)}
                 results.FailedRun(run.name, run.task, run.corpus, run.preset, run.seed, run.kernel.to_config(),
                                   lines.removeprefix("error: "), run.shown,
                                   results.provenance(command=run.shown) | spent).save(record_path(run, out))
@@ -828,8 +831,8 @@ def _finish(job: _Job, summary: Summary, out: Path, keep_models: bool, stopping:
             elif stopping:
                 return "interrupted", None
             else:
-                raise FileError(f"it ended with code {code}; the last lines of {job.folder / 'log.txt'}:\n"
-                                + _last_lines(job.folder / "log.txt", 6))
+                raise FileError(f"it ended with code {code}; run again to go on, or delete {job.folder} to begin anew; "
+                                f"the last lines of its log.txt:\n{_last_lines(job.folder / 'log.txt', 6)}")
         except FileError as error:
             summary.failed.append((run, str(error)))
             return "failed", None

@@ -303,6 +303,7 @@ def test_a_run_that_diverges_is_a_result(fake):
     found = results.read(path)
     assert isinstance(found, results.FailedRun) and found.error == "the loss became nan in step 3 of 20"
     assert found.command == fake.runs[0].shown and found.provenance["versions"]
+    assert found.provenance["threads"] == max(1, experiments._cores() // 2)
     assert json.loads(path.read_text())["kind"] == "failed run"
     with pytest.raises(FileError, match="says that the run .* failed: the loss became nan"):
         results.load(path)
