@@ -89,6 +89,24 @@ def test_validation_is_a_plain_loop_over_the_texts():
                                        "valid_accuracy": pytest.approx(right / 15)}
 
 
+def test_predictions_are_in_the_order_of_the_texts():
+    class ByLast(torch.nn.Module):
+        """The label is told by a text's last token."""
+
+        def forward(self, tokens):
+            last = tokens.gather(1, (tokens != TOKENIZER.pad_id).sum(1, keepdim=True) - 1)
+            return F.one_hot(last[:, 0] % 3, 3).double()
+
+        def eval(self):
+            return self
+
+    words = "a house", "house", "road", "the road today", "car", "oak", "the", "rose today today"
+    it = task(corpus(test=[Example(text, "metal") for text in words]))
+    expected = [[TOKENIZER.bos_id, *TOKENIZER.encode(text)][:8][-1] % 3 for text in words]
+    assert len(set(expected)) > 1 and len({len(ids) for ids, _ in it.test}) > 2
+    assert it._classify(ByLast(), it.test, CPU)[0] == expected
+
+
 def test_metrics_of_a_split_are_beside_those_of_simpler_systems():
     it, done = task(), []
     model = model_for(it)
@@ -125,6 +143,7 @@ def test_the_linear_model_is_chosen_by_the_validation_texts_only(monkeypatch):
     chosen = tfidf(texts, texts[:20])
     assert "2-grams" in chosen.description and chosen.valid_accuracy == 1
     assert chosen.predict(["ant bee", "bee ant"]) == ["up", "down"]
+    assert {"ant", "bee", "ant bee", "bee ant"} <= set(chosen.pipeline[0].vocabulary_)
     # And where words do, the simplest that is best; as if fitted by hand.
     it = corpus()
     each = {}
