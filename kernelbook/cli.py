@@ -640,6 +640,9 @@ def results_table(
         rows = results.compare(found, group.task, group.corpus)
         head, *body = _suite_table(found, group, rows)
         title = f"{group.title}: {group.metric.replace('_', ' ')}{'' if group.higher_is_better else ', less is better'}"
+        if not any(row["n"] or row["diverged"] for row in rows):
+            (err if markdown else out).print(f"{title}: no record yet", highlight=False, markup=False)
+            continue
         if markdown:
             cells = [[c.replace("|", "\\|") for c in row] for row in body]
             lines = [head, ["---", *["---:"] * (len(head) - 1)], *cells]
