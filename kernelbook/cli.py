@@ -707,7 +707,7 @@ def results_plot(
                                                "say.")] = None,
     dark: Annotated[bool, typer.Option("--dark", help="Light on dark.")] = False,
 ) -> None:
-    """Draw the table of a suite: dots with intervals; or learning curves with bands."""
+    """Draw the table of a suite: dots with intervals; or learning curves with bands over seeds."""
     from . import plotting, results
 
     found = results.load_suite(suite, preset, folder=folder)

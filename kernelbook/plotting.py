@@ -538,7 +538,10 @@ def describe_suite(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]]) 
 
 
 def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], metric: str = "valid_loss") -> Figure:
-    """Learning curves: the mean over seeds of each variant, with its confidence interval as a band.
+    """Learning curves: the mean over seeds of each variant, and as a band all that lies between the seeds.
+
+    While some seeds have learned and others not, values are far from normal, and a confidence interval of their mean
+    would leave the range of the metric; so the band is from the least of them to the greatest.
 
     Parameters
     ----------
@@ -564,7 +567,7 @@ def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], met
     labels = list(dict.fromkeys(row["label"] for _, rows in panels for row in rows))
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
-    figure, axes = plt.subplots(down, across, squeeze=False, figsize=(WIDE, 0.5 + 2.8 * down))
+    figure, axes = plt.subplots(down, across, squeeze=False, figsize=(WIDE, 0.3 + 2.7 * down + 0.23 * len(labels) / 3))
     cycle = mpl.rcParams["axes.prop_cycle"].by_key()
     lines = {}
     for ax, (group, rows) in zip(axes.flat, panels, strict=False):
@@ -574,7 +577,9 @@ def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], met
             shift, i = divmod(i, len(cycle["color"]))
             look = {"color": cycle["color"][i], "linestyle": LINESTYLES[(i + 3 * shift) % len(LINESTYLES)],
                     "marker": MARKERS[(i + 3 * shift) % len(MARKERS)] if len(row["steps"]) < 12 else ""}
-            lines[row["label"]] = band(ax, row["steps"], row["runs"], linewidth=1.4, markersize=3.5, **look)
+            runs = _array(row["runs"])
+            (lines[row["label"]],) = ax.plot(row["steps"], runs.mean(0), linewidth=1.4, markersize=3.5, **look)
+            ax.fill_between(row["steps"], runs.min(0), runs.max(0), color=look["color"], alpha=0.15, linewidth=0)
         ax.set_title(_plain(group.title))
         ax.set(xlabel="step", ylabel=metric.replace("_", " "))
     for ax in list(axes.flat)[len(panels):]:

@@ -256,6 +256,9 @@ def test_a_suite_is_drawn_and_described(suite):
         lines = [(g, results.curves(suite, g.task)) for g in suite.groups]
         curves = plotting.plot_curves(lines)
         assert len(curves.axes) == 1 and len(curves.axes[0].lines) == len(curves.axes[0].collections) == 2
+        assert list(curves.axes[0].lines[0].get_ydata()) == pytest.approx([7.0, 6.1, 5.0])
+        around = curves.axes[0].collections[0].get_datalim(curves.axes[0].transData)
+        assert (around.y0, around.y1) == pytest.approx((3.0, 9.0))          # from the least seed to the greatest
         plt.close("all")
     text = plotting.describe_suite(panels)
     assert text.startswith("translation, bible: mean BLEU") and "RBF 21.05" in text and "linear diverged" in text
