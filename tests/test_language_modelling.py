@@ -180,7 +180,8 @@ def test_perplexities_of_a_uniform_model_are_known():
 
 def test_bigrams_are_those_of_a_plain_count():
     rng = np.random.default_rng(0)
-    stream, test = rng.integers(0, 6, 200).tolist(), rng.integers(0, 8, 50).tolist()
+    # 6 is followed once, 7 never.
+    stream, test = [6, *rng.integers(0, 6, 200).tolist()], rng.integers(0, 8, 200).tolist()
     model = Bigrams(stream, 8, discount=0.6)
     count, pairs, follow = Counter(stream), Counter(itertools.pairwise(stream)), Counter(stream[:-1])
     after = Counter(x for x, _ in pairs)
