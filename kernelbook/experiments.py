@@ -167,10 +167,11 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in (
 )}
 """Every suite by name."""
 
-#: What the suites change in a preset's settings: all runs in at most 90 s on one core, also those of the slowest
-#: kernels, and a few points on each learning curve. For translation, smaller batches get further in that time.
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "quick": {"translation": {"batch_tokens": 256, "steps": 800, "validate_every": 200}},
+#: What the suites change in a preset, so that all runs take at most 90 s on one core, also those of the slowest
+#: kernels. For translation, smaller batches and a smaller vocabulary get further in that time.
+CHANGES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
+    "quick": {"translation": {"settings": {"batch_tokens": 256, "steps": 1200, "validate_every": 300},
+                              "options": {"vocabulary": 2000}}},
 }
 
 #: Corpora that are taken where the reader has them and names no other: the standard small sets, read from a folder.
@@ -322,7 +323,7 @@ class Run:
         With all its options.
     normaliser : str
         What the kernel's values are divided by.
-    model, settings : dict
+    model, settings, options : dict
         What differs from the preset.
     accelerator, precision : str
         As Lightning Fabric names them; the accelerator is no part of the name.
@@ -337,6 +338,7 @@ class Run:
     normaliser: str = "sum"
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     accelerator: str = "cpu"
     precision: str = "32-true"
 
@@ -346,7 +348,7 @@ class Run:
         from .tasks import run_name
 
         return run_name(self.task, self.corpus or "synthetic", self.kernel, self.preset, self.seed,
-                        normaliser=self.normaliser, model=self.model, settings=self.settings,
+                        normaliser=self.normaliser, model=self.model, settings=self.settings, options=self.options,
                         precision=self.precision)
 
     @property
@@ -361,8 +363,9 @@ class Run:
         """Arguments of ``kernelbook`` that make it."""
         config = self.kernel.to_config()
         words = ["train", self.task, "--kernel", config.pop("kernel")]
-        for flag, options in (("--kernel-option", config), ("--model", self.model), ("--setting", self.settings)):
-            for key, value in options.items():
+        for flag, values in (("--kernel-option", config), ("--model", self.model), ("--setting", self.settings),
+                             ("--option", self.options)):
+            for key, value in values.items():
                 words += [flag, f"{key}={str(value).lower() if isinstance(value, bool) else value}"]
         words += [] if self.normaliser == "sum" else ["--normaliser", self.normaliser]
         words += [] if self.corpus is None else ["--data", self.corpus]
@@ -487,7 +490,8 @@ def _corpora(kind: TaskKind, named: Sequence[str] | None) -> list[str | None]:
 
 def _what(suite: Suite, variant: Variant, kind: TaskKind, corpus: str | None, preset: str) -> dict[str, Any]:
     """What runs of a variant have in common, whatever their seed."""
-    settings = SETTINGS.get(preset, {}).get(kind.name, {}) | dict(variant.settings)
+    changes = CHANGES.get(preset, {}).get(kind.name, {})
+    settings = changes.get("settings", {}) | dict(variant.settings)
     options, model = dict(variant.options), dict(variant.model)
     size = kind.presets[preset].of(corpus)
     if variant.match == "temperature":
@@ -497,7 +501,8 @@ def _what(suite: Suite, variant: Variant, kind: TaskKind, corpus: str | None, pr
     elif variant.match is not None:
         raise ValueError(f"{variant.label}: match is 'temperature' or 'parameters', not {variant.match!r}")
     return {"task": kind.name, "corpus": corpus, "variant": variant.label, "preset": preset, "model": model,
-            "kernel": get(variant.kernel, **options), "normaliser": variant.normaliser, "settings": settings}
+            "kernel": get(variant.kernel, **options), "normaliser": variant.normaliser, "settings": settings,
+            "options": changes.get("options", {})}
 
 
 def _width(model: Mapping[str, Any]) -> int:
@@ -563,6 +568,7 @@ def _check_same(run: Run, found: results.Record | results.FailedRun, path: Path)
 
     size = TASKS[run.task].presets[run.preset].of(run.corpus)
     wanted = {"settings": asdict(size.settings) | dict(run.settings) | {"seed": run.seed},
+              "options": dict(size.options) | dict(run.options),
               "model": dict(size.model) | dict(run.model) | {"kernel": run.kernel.to_config(),
                                                              "normaliser": run.normaliser}}
     for part, numbers in wanted.items():

@@ -60,12 +60,12 @@ def test_the_printed_command_makes_the_run_of_that_name(suite, preset):
     for run in plan(suite, preset, seeds=1):
         words = run.command
         given = {flag: [words[i + 1] for i, word in enumerate(words) if word == flag]
-                 for flag in ("--kernel-option", "--model", "--setting")}
+                 for flag in ("--kernel-option", "--model", "--setting", "--option")}
         kernel = cli._kernel(words[words.index("--kernel") + 1], given["--kernel-option"])
-        model, settings = (cli._pairs(flag, given[flag]) for flag in ("--model", "--setting"))
+        model, settings, options = (cli._pairs(flag, given[flag]) for flag in ("--model", "--setting", "--option"))
         normaliser = words[words.index("--normaliser") + 1] if "--normaliser" in words else "sum"
         assert run.name == run_name(run.task, run.corpus or "synthetic", kernel, preset, 0, normaliser=normaliser,
-                                    model=model, settings=settings)
+                                    model=model, settings=settings, options=options)
         size = TASKS[run.task].presets[preset].of(run.corpus)
         TransformerConfig("decoder", 8, kernel=kernel, normaliser=normaliser, **size.model | model)     # it fits
 

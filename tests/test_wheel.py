@@ -79,4 +79,6 @@ def test_wheel_holds_the_library_and_the_results_and_nothing_else(wheel):
     release = f"kernelbook-{kernelbook.__version__}"
     assert {name.split("/")[0] for name in names} == {"kernelbook", f"{release}.dist-info", f"{release}.data"}
     data, folder = {name for name in names if ".data/" in name}, f"{release}.data/data/share/kernelbook/results"
-    assert data == {f"{folder}/{path.name}" for path in (ROOT / "results").iterdir()}
+    results = ROOT / "results"
+    kept = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
+    assert data == {f"{folder}/{name}" for name in kept}
