@@ -649,6 +649,7 @@ def results_table(
             print(f"**{title}**\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n")
             continue
         table = Table(*head, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.columns[0].no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for row in body:
@@ -663,20 +664,23 @@ def _suite_table(suite: Any, group: Any, rows: list[dict[str, Any]]) -> list[lis
     """Head and rows of a comparison, as text."""
     import math
 
-    def number(value: float | None, sign: str = "") -> str:
-        return "" if value is None else f"{value:{sign}.2f}" if abs(value) >= 1.5 else f"{value:{sign}.4f}"
+    # Accuracies are below 1.5; BLEU and perplexity are not.
+    digits = 2 if any(abs(row["mean"] or 0) >= 1.5 for row in rows) else 4
 
-    def interval(low: float | None, high: float | None, sign: str = "") -> str:
-        return "" if low is None else f"[{number(low, sign)}, {number(high, sign)}]"
+    def number(value: float | None, high: float | None = None, sign: str = "") -> str:
+        """A mean, with half the length of its interval, which lies evenly about it."""
+        if value is None:
+            return ""
+        return f"{value:{sign}.{digits}f}" + ("" if high is None else f" ± {high - value:.{digits}f}")
 
-    head = ["variant", "mean", "s.d.", "95 % interval", "n", f"minus {suite.reference}", "95 % interval ",
-            "dimension", "parameters", "seconds"]
+    head = ["variant", "mean ± 95 %", "s.d.", "n", f"minus {suite.reference} ± 95 %", "dimension", "parameters",
+            "seconds"]
     found = [head]
     for row in rows:
         count = ", ".join([str(row["n"]), *(f"{row[what]} {what}" for what in ("diverged", "missing") if row[what])])
         dimension = row["feature_dimension"]
-        found.append([row["label"], number(row["mean"]), number(row["sd"]), interval(row["low"], row["high"]), count,
-                      number(row["difference"], "+"), interval(row["difference_low"], row["difference_high"], "+"),
+        found.append([row["label"], number(row["mean"], row["high"]), number(row["sd"]), count,
+                      number(row["difference"], row["difference_high"], "+"),
                       "" if dimension is None else "∞" if math.isinf(dimension) else f"{dimension:,}",
                       "" if row["parameters"] is None else f"{row['parameters']:,}",
                       "" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}"])
