@@ -433,7 +433,8 @@ TINY = Suite("tiny", "Does it run?", (Variant("EDP", "the reference"), Variant("
 def kernelbook(monkeypatch, capsys, tmp_path):
     """Runs the command in an empty folder; returns its exit code and what it printed to either stream."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(cli.out, "_width", 160)     # COLUMNS may have been read when the module was loaded
+    monkeypatch.setattr(cli.err, "_width", 160)
     monkeypatch.setitem(SUITES, "tiny", TINY)
 
     def run(*args):
