@@ -286,7 +286,7 @@ def paired_difference(values: Sequence[float] | Mapping[Any, float], reference: 
 
     Parameters
     ----------
-    values, reference : sequences of float, or mappings of float
+    values, reference : sequence or mapping
         Paired by position, or by seed; both of one kind.
     level : float
         Of confidence, between 0 and 1.

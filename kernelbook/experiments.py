@@ -396,7 +396,7 @@ def plan(
     preset : str
         A name among the presets of its tasks.
     data : dict of str to sequence of str, optional
-        Corpora by task.  For a task that is not named it is the one of :data:`PREFERRED` that is here, else the task's
+        Corpora by task.  For a task that is not named it is the one of ``PREFERRED`` that is here, else the task's
         default.
     seeds : int
         How many: 0, 1, 2, ...

@@ -450,7 +450,7 @@ def plot_suite(
 
     Parameters
     ----------
-    panels : sequence of (Group, rows)
+    panels : sequence of tuple
         The groups of a suite, each with what :func:`kernelbook.results.compare` says of it.
     reference : str, optional
         The label of the variant whose mean is drawn through the others as a line.
@@ -514,7 +514,7 @@ def describe_suite(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]]) 
 
     Parameters
     ----------
-    panels : sequence of (Group, rows)
+    panels : sequence of tuple
         As for :func:`plot_suite`.
 
     Returns
@@ -545,7 +545,7 @@ def plot_curves(panels: Sequence[tuple[Group, Sequence[Mapping[str, Any]]]], met
 
     Parameters
     ----------
-    panels : sequence of (Group, rows)
+    panels : sequence of tuple
         The groups of a suite, each with what :func:`kernelbook.results.curves` says of it.
     metric : str
         What was drawn up, for the axis.

@@ -23,6 +23,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 #: Names of other projects: as code has them, and as their own references list them.
 ELSEWHERE = {
+    "torch._C.Generator": "torch.Generator",
     "Tensor": "torch.Tensor",
     "Module": "torch.nn.Module",
     "nn.Module": "torch.nn.Module",

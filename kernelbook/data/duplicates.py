@@ -24,12 +24,8 @@ NEAR = 0.5
 class Leakage(NamedTuple):
     """How much of a held-out split also occurs in the training split.
 
-    Attributes
-    ----------
-    texts : int
-        How many the held-out split has.
-    exact, near : int
-        How many of them are the same as a training text, and nearly the same (these include the same).
+    How many texts the held-out split has; how many of them are exactly a training text; and how many are near one,
+    the exact ones among them.
     """
 
     texts: int

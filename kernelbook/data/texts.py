@@ -12,15 +12,8 @@ from .records import SPLITS, SplitCorpus
 class Counts(NamedTuple):
     """The size of a text in units that do not depend on a tokeniser.
 
-    Attributes
-    ----------
-    documents : int
-        How many texts there are.
-    words : int
-        What white space separates.
-    bytes : int
-        Of the UTF-8 text. The ends of documents are not in it: whoever charges a model for predicting them adds
-        `documents`.
+    How many documents there are; words, which white space separates; and bytes, of the UTF-8 text. The ends of
+    documents are no bytes: whoever charges a model for predicting them adds the number of documents.
     """
 
     documents: int

@@ -232,8 +232,8 @@ def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) ->
 
     Parameters
     ----------
-    train, valid : sequence of (text, label)
-        Fitted to the one, chosen by the other.
+    train, valid : sequence of tuple
+        Texts with their labels: fitted to the one, chosen by the other.
 
     Returns
     -------

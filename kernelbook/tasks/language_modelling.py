@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import DataError, TextCorpus, Tokenizer, fingerprint, load_text, pad
@@ -153,7 +152,7 @@ class Bigrams:
     Absolute discounting: Ney, Essen and Kneser, Computer Speech and Language 8, 1994.
     """
 
-    def __init__(self, stream: Sequence[int] | NDArray, vocabulary: int, discount: float = 0.75) -> None:
+    def __init__(self, stream: Sequence[int] | np.ndarray, vocabulary: int, discount: float = 0.75) -> None:
         stream = np.asarray(stream, dtype=np.int64)
         self.vocabulary, self.discount = vocabulary, discount
         counts = np.bincount(stream, minlength=vocabulary)
@@ -164,14 +163,14 @@ class Bigrams:
         self._different = np.bincount(first, minlength=vocabulary)
 
     @classmethod
-    def fitted(cls, stream: Sequence[int] | NDArray, valid: Sequence[int] | NDArray, vocabulary: int) -> Bigrams:
+    def fitted(cls, stream: Sequence[int] | np.ndarray, valid: Sequence[int] | np.ndarray, vocabulary: int) -> Bigrams:
         """The one with the discount, of 0.05, 0.1, ..., 0.95, that gives a validation stream the most probability."""
         model = cls(stream, vocabulary)
         best = min((model.nats(valid, d)[1], d) for d in (i / 20 for i in range(1, 20)))
         model.discount = best[1]
         return model
 
-    def nats(self, stream: Sequence[int] | NDArray, discount: float | None = None) -> tuple[float, float]:
+    def nats(self, stream: Sequence[int] | np.ndarray, discount: float | None = None) -> tuple[float, float]:
         """Minus the logarithm of the probability of all tokens but the first: by unigrams, and by bigrams."""
         stream = np.asarray(stream, dtype=np.int64)
         discount = self.discount if discount is None else discount
