@@ -204,7 +204,7 @@ class TfIdf:
 
     Attributes
     ----------
-    pipeline : sklearn.pipeline.Pipeline
+    pipeline : Any
         Vectoriser and logistic regression.
     description : str
         What was chosen.
@@ -227,7 +227,7 @@ def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) ->
     The weight of an n-gram that occurs :math:`f>0` times in a text is :math:`(1+\ln f)(1+\ln\frac{1+n}{1+n_g})`, where
     :math:`n_g` of the :math:`n` training texts have it; the weights of a text are scaled to norm 1.  Case is ignored.
     Each label is told from the rest by a regression of its own, and the most probable is taken.
-    The length of n-grams and the regularisation are those of :data:`GRID` with the best accuracy on the validation
+    The length of n-grams and the regularisation are those of ``GRID`` with the best accuracy on the validation
     texts, the simpler where several are best; they are not fitted again with the validation texts.
 
     Parameters
