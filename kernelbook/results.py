@@ -155,7 +155,7 @@ def find(name: str) -> Path:
     Raises
     ------
     FileError
-        If there is no such file; the message lists what there is.
+        If there is no such file; the message lists what there is, or the nearest of many.
     """
     folder = Path(__file__).resolve().parent.parent / "results"
     here = {path.name: path for path in folder.rglob("*") if path.is_file()} if folder.is_dir() else {}
