@@ -8,9 +8,8 @@ import os
 import signal
 
 import pytest
-import torch
 
-from kernelbook import cli, results, tasks
+from kernelbook import results, tasks
 
 NOUNS = [("Hund", "dog"), ("Mann", "man"), ("Vogel", "bird"), ("Baum", "tree"), ("Fisch", "fish"), ("Stein", "stone")]
 VERBS = [("sieht", "sees"), ("hört", "hears"), ("ruft", "calls"), ("trägt", "carries")]
@@ -29,28 +28,6 @@ def corpus(tmp_path_factory):
         with gzip.open(folder / f"{split}.{language}.gz", "wt", encoding="utf8") as file:
             file.writelines(p[side] + "\n" for p in parts[split])
     return folder
-
-
-@pytest.fixture
-def kernelbook(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns its exit code and what it printed to either stream."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KERNELBOOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["kernelbook", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            torch.set_flush_denormal(False)
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
-
-    return run
 
 
 def train(corpus, *more):

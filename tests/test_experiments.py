@@ -430,27 +430,12 @@ TINY = Suite("tiny", "Does it run?", (Variant("EDP", "the reference"), Variant("
 
 
 @pytest.fixture
-def kernelbook(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns its exit code and what it printed to either stream."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.out, "_width", 160)     # COLUMNS may have been read when the module was loaded
-    monkeypatch.setattr(cli.err, "_width", 160)
+def tiny(monkeypatch):
+    """A suite that takes seconds, by name."""
     monkeypatch.setitem(SUITES, "tiny", TINY)
 
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["kernelbook", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
 
-    return run
-
-
-def test_a_suite_from_the_command_to_the_figure(kernelbook, tmp_path):
+def test_a_suite_from_the_command_to_the_figure(kernelbook, tiny, tmp_path):
     names = [f"recall-synthetic-{kernel}-smoke-seed0" for kernel in ("edp", "rbf")]
     code, said, _ = kernelbook("results", "run", "tiny", "--preset", "smoke", "--seeds", 1, "--list")
     assert code == 0 and "Does it run?" in said and "2 to do" in said and left(tmp_path) == []
@@ -491,6 +476,6 @@ def test_a_suite_from_the_command_to_the_figure(kernelbook, tmp_path):
     (("table", "tiny"), "there are no results of the suite 'tiny' at the preset 'quick'"),
     (("table", "tiny", "--csv", "--markdown"), "not both"),
 ])
-def test_a_mistake_on_the_command_line_is_told_in_words(kernelbook, args, words):
+def test_a_mistake_on_the_command_line_is_told_in_words(kernelbook, tiny, args, words):
     code, _, said = kernelbook("results", *args)
     assert code == 1 and words in said

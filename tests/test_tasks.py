@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernelbook import cli, kernels, results, tasks
+from kernelbook import kernels, results, tasks
 from kernelbook.data import DataError
 from kernelbook.files import save_tensors
 from kernelbook.models import TransformerConfig
@@ -50,29 +50,6 @@ def trained(folders, tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     return {task: (root / task, tasks.train(task, preset="smoke", data_dir=folder, settings={"steps": 2},
                                             out=root / task)[0]) for task, folder in folders.items()}
-
-
-@pytest.fixture
-def kernelbook(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns its exit code and what it printed to either stream."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("KERNELBOOK_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("KERNELBOOK_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*args):
-        monkeypatch.setattr("sys.argv", ["kernelbook", *map(str, args)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        finally:
-            torch.set_flush_denormal(False)
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
-
-    return run
 
 
 def train(folders, *more, task="translation"):
