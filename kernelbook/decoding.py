@@ -57,7 +57,7 @@ def greedy(
         If a ``max_length`` is below 1 or missing, or the model has no encoder or no decoder.
     """
     limits = _limits(max_length, source.shape[0])
-    with _evaluating(model):
+    with evaluating(model):
         memory, hidden = model.encode(source)
         found = source.new_full((source.shape[0], 1 + max(limits, default=0)), eos_id)
         found[:, 0] = bos_id
@@ -188,7 +188,7 @@ def beam(
             found[i].sort(key=lambda h: (not h.finished, -h.score))
             del found[i][wanted:]
 
-    with _evaluating(model):
+    with evaluating(model):
         memory, hidden = model.encode(source)
         kept = model.new_cache(memory, hidden) if cache else None
         # Of the unfinished hypotheses: sentence (in order), tokens, log-probability; the more probable ones first.
@@ -317,7 +317,7 @@ def sample(
                          "texts in training")
     if (hidden[:, :-1] & ~hidden[:, 1:]).any():
         raise ValueError("padding must come at the end of a prompt, but a token comes after it")
-    with _evaluating(model):
+    with evaluating(model):
         text = F.pad(prompt, (0, max_new), value=model.config.pad_id)       # each new token comes after its prompt
         found = prompt.new_full((len(prompt), max_new), -1 if eos_id is None else eos_id)
         rows = torch.arange(len(prompt), device=prompt.device)      # of the texts that go on, and some more
@@ -427,7 +427,8 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float) -> None
 # ------------------------------------------------------------------------- shared
 
 @contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
+def evaluating(model: Transformer) -> Iterator[None]:
+    """A model in evaluation mode for a while; then in the mode it was in."""
     was_training = model.training
     model.eval()
     try:

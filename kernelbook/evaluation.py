@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .decoding import beam as beam_search
-from .decoding import greedy
+from .decoding import evaluating, greedy
 from .models import Transformer
 from .results import AttentionSample
 
@@ -452,17 +452,13 @@ def attention_sample(
     attends = attended if target is None else framed(target, bos)
     device = next(model.parameters()).device
     s, t = torch.tensor([attended], device=device), torch.tensor([attends], device=device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         if architecture != "encoder-decoder":
             heads = model.record_heads(lambda: model(s), attention)
         elif attention == "encoder":
             heads = model.record_heads(lambda: model.encode(s), attention)
         else:
             heads = model.record_heads(lambda: model(s, t), attention)
-    finally:
-        model.train(was_training)
     texts = [source, source if target is None else target]
     if attention == "encoder":
         attends, texts = attended, [source, source]

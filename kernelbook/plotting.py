@@ -107,6 +107,12 @@ def _lighten(colour: str, by: float = 0.45) -> tuple[float, ...]:
     return tuple(c + by * (1 - c) for c in mpl.colors.to_rgb(colour))
 
 
+def _on_paper(colour: Any) -> Any:
+    """A kernel's colour, lighter where the paper is dark; the ink's own is so already."""
+    dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"]))[2] < 0.5
+    return _lighten(colour) if dark and colour != mpl.rcParams["axes.edgecolor"] else colour
+
+
 def use(mode: str = "light") -> None:
     """Set the house style for every figure drawn from here on; in a notebook also for how figures are stored.
 
@@ -417,7 +423,6 @@ def plot_benchmark(
     figure, axes = plt.subplots(1, len(passes), sharey=True, squeeze=False,
                                 figsize=(WIDE, 1.35 + 0.235 * len(names)))
     ink, paper = mpl.rcParams["axes.edgecolor"], mpl.rcParams["axes.facecolor"]
-    dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(paper))[2] < 0.5
     for ax, which in zip(axes[0], passes, strict=True):
         ax.axvline(1, color=ink, linewidth=1)
         for y, name in enumerate(names):
@@ -425,8 +430,7 @@ def plot_benchmark(
                          key=lambda row: row["n"])
             if not own:
                 continue
-            colour = kernel_style(own[0]["kernel"])["color"]
-            colour = _lighten(colour) if dark and colour != ink else colour
+            colour = _on_paper(kernel_style(own[0]["kernel"])["color"])
             ax.plot([row["ratio"] for row in own], [y] * len(own), color=colour, linestyle="-", linewidth=0.8)
             for row in own:
                 ax.plot(row["ratio"], y, linestyle="none", marker=MARKERS[lengths.index(row["n"])], color=colour,
@@ -475,7 +479,6 @@ def plot_suite(
     figure, axes = plt.subplots(down, across, sharey=True, squeeze=False,
                                 figsize=(WIDE, 0.55 + down * (0.75 + 0.27 * len(labels))))
     ink = mpl.rcParams["axes.edgecolor"]
-    dark = mpl.colors.rgb_to_hsv(mpl.colors.to_rgb(mpl.rcParams["axes.facecolor"]))[2] < 0.5
     for ax, (group, rows) in zip(axes.flat, panels, strict=False):
         for row in rows:
             y = labels.index(row["label"])
@@ -484,7 +487,7 @@ def plot_suite(
                         va="center", fontsize=9, style="italic")
                 continue
             look = kernel_style(row["kernel"] or "", marker=True)
-            colour = _lighten(look["color"]) if dark and look["color"] != ink else look["color"]
+            colour = _on_paper(look["color"])
             if row["label"] == reference:
                 ax.axvline(row["mean"], color=ink, linewidth=0.8, linestyle=":", zorder=0)
             ax.plot(list(row["values"].values()), [y] * row["n"], linestyle="none", marker="|", markersize=7,

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
+from ..data import fingerprint
 from ..models import Transformer
 from ..training import Settings, Task
 
-__all__ = ["Preset", "Outcome", "Prepared", "TaskKind", "spread"]
+__all__ = ["Preset", "Outcome", "Prepared", "TaskKind", "first", "spread"]
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,14 @@ class TaskKind:
     corpus: str | None
     presets: Mapping[str, Preset]
     prepare: Callable[[str | None, Path | None, Preset], Prepared]
+
+
+def first(corpus: Any, train: int | None, held_out: int | None) -> Any:
+    """The same corpus with at most so many records in its training split, and in the two others: the first ones."""
+    kept = {"train": corpus.train[:train], "valid": corpus.valid[:held_out], "test": corpus.test[:held_out]}
+    if kept == corpus.splits:
+        return corpus
+    return replace(corpus, name=f"{corpus.name} (first {len(kept['train'])})", fingerprint=fingerprint(kept), **kept)
 
 
 def spread(count: int, wanted: int) -> list[int]:

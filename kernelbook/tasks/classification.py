@@ -16,8 +16,7 @@ from ..data import DataError, LabelledCorpus, Tokenizer, load_labelled, pad, tok
 from ..evaluation import accuracy
 from ..models import Transformer
 from ..training import Settings
-from .base import Outcome, Preset, TaskKind, spread
-from .language_modelling import first
+from .base import Outcome, Preset, TaskKind, first, spread
 
 __all__ = ["Classification", "CLASSIFICATION", "PRESETS", "TfIdf", "tfidf", "macro_f1"]
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data import DataError, TextCorpus, Tokenizer, fingerprint, load_text, pad
+from ..data import DataError, TextCorpus, Tokenizer, load_text, pad
 from ..decoding import sample
 from ..evaluation import bits_per_byte, perplexity
 from ..models import Transformer
 from ..training import Settings
-from .base import Outcome, Preset, TaskKind, spread
+from .base import Outcome, Preset, TaskKind, first, spread
 
 __all__ = ["LanguageModelling", "LANGUAGE_MODELLING", "PRESETS", "Bigrams", "Window", "windows"]
 
@@ -316,14 +315,6 @@ class LanguageModelling:
         return [{"text": t.decode(prompt), "continued": t.decode(continued),
                  "original": t.decode(ids[len(prompt):len(prompt) + more])}
                 for ids, prompt, continued in zip(documents, begun, found, strict=True)]
-
-
-def first(corpus: Any, train: int | None, held_out: int | None) -> Any:
-    """The same corpus with at most so many records in its training split, and in the two others: the first ones."""
-    kept = {"train": corpus.train[:train], "valid": corpus.valid[:held_out], "test": corpus.test[:held_out]}
-    if kept == corpus.splits:
-        return corpus
-    return replace(corpus, name=f"{corpus.name} (first {len(kept['train'])})", fingerprint=fingerprint(kept), **kept)
 
 
 def prepare(corpus: str | None, data_dir: Path | None, preset: Preset) -> LanguageModelling:
