@@ -59,3 +59,9 @@ def test_no_file_names_a_folder_of_one_machine():
         path = ROOT / name
         if path.is_file() and path.suffix not in {".png", ".safetensors", ".inv"}:
             assert not place.search(path.read_text("utf8", errors="ignore")), name
+
+
+def test_every_planted_bug_has_one_place():
+    for path in (ROOT / "tests" / "mutants").glob("*.yml"):
+        for bug in yaml.safe_load(path.read_text("utf8")):
+            assert (ROOT / bug["file"]).read_text("utf8").count(bug["find"]) == 1, f"{path.name}: {bug['bug']}"
