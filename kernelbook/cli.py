@@ -673,14 +673,15 @@ def _suite_table(suite: Any, group: Any, rows: list[dict[str, Any]]) -> list[lis
             return ""
         return f"{value:{sign}.{digits}f}" + ("" if high is None else f" ± {high - value:.{digits}f}")
 
-    head = ["variant", "mean ± 95 %", "s.d.", "n", f"minus {suite.reference} ± 95 %", "dimension", "parameters",
-            "seconds"]
+    head = ["variant", "mean ± 95 %", "s.d.", "n", f"minus {suite.reference} ± 95 %", "p (Holm)", "dimension",
+            "parameters", "seconds"]
     found = [head]
     for row in rows:
         count = ", ".join([str(row["n"]), *(f"{row[what]} {what}" for what in ("diverged", "missing") if row[what])])
         dimension = row["feature_dimension"]
         found.append([row["label"], number(row["mean"], row["high"]), number(row["sd"]), count,
                       number(row["difference"], row["difference_high"], "+"),
+                      "" if row["p_adjusted"] is None else f"{row['p_adjusted']:.2g}",
                       "" if dimension is None else "∞" if math.isinf(dimension) else f"{dimension:,}",
                       "" if row["parameters"] is None else f"{row['parameters']:,}",
                       "" if row["wall_time_s"] is None else f"{row['wall_time_s']:.0f}"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .data import Pair, Tokenizer
 
 __all__ = ["Score", "bleu", "chrf", "baselines", "accuracy", "perplexity", "bits_per_byte", "Interval", "mean_interval",
-           "paired_difference", "translate", "attention_sample"]
+           "paired_difference", "holm", "translate", "attention_sample"]
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,8 @@ class Interval:
         Number of repetitions.
     level : float
         Of confidence, say 0.95.
+    p_value : float or None
+        Of Student's two-sided test that the expectation is 0; None where ``n`` is 1.
     """
 
     mean: float
@@ -218,6 +220,7 @@ class Interval:
     high: float | None
     n: int
     level: float
+    p_value: float | None = None
 
     @property
     def half_width(self) -> float | None:
@@ -271,10 +274,12 @@ def mean_interval(values: Sequence[float] | Mapping[Any, float], level: float = 
     n, mean = len(found), fmean(found)
     if n == 1:
         return Interval(mean, None, None, n, level)
-    from scipy.special import stdtrit
+    from scipy.special import stdtr, stdtrit
 
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * stdev(found) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n, level)
+    error = stdev(found) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    t = abs(mean) / error if error else math.inf if mean else 0.0     # equal values differ from 0, or are 0
+    return Interval(mean, mean - half, mean + half, n, level, 2 * float(stdtr(n - 1, -t)))
 
 
 def paired_difference(values: Sequence[float] | Mapping[Any, float], reference: Sequence[float] | Mapping[Any, float],
@@ -314,6 +319,42 @@ def paired_difference(values: Sequence[float] | Mapping[Any, float], reference: 
     else:
         pairs = list(zip(values, reference, strict=True))
     return mean_interval([float(v) - float(r) for v, r in pairs], level)
+
+
+def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
+    r"""P-values of several tests, raised so that one threshold holds for all of them together.
+
+    .. math:: \tilde p_{(i)}=\max_{j\le i}\min\{1,(h-j+1)\,p_{(j)}\},\qquad p_{(1)}\le\dots\le p_{(h)} .
+
+    Whatever the tests have to do with each other, the probability that any true hypothesis gets an adjusted value of at
+    most :math:`\alpha` is at most :math:`\alpha`.
+
+    Parameters
+    ----------
+    p_values : mapping
+        By the name of the test.
+
+    Returns
+    -------
+    dict
+        The adjusted values, under the same names, in the same order.
+
+    Raises
+    ------
+    ValueError
+        If one is not between 0 and 1.
+
+    References
+    ----------
+    Holm 1979.
+    """
+    if bad := {name: p for name, p in p_values.items() if not 0 <= p <= 1}:
+        raise ValueError(f"p-values are between 0 and 1, but {', '.join(f'{name}: {p}' for name, p in bad.items())}; "
+                         "leave out what could not be tested")
+    adjusted, least = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        adjusted[name] = least = max(least, min(1.0, (len(p_values) - rank) * p_values[name]))
+    return {name: adjusted[name] for name in p_values}
 
 
 def translate(

@@ -546,7 +546,8 @@ def compare(
     list of dict
         One a variant, in the suite's order: ``label``, ``why``, ``kernel`` (its name); ``values`` (by seed), ``n``,
         ``diverged`` and ``missing`` (numbers of runs), ``mean``, ``sd``, ``low``, ``high``; ``difference``,
-        ``difference_low``, ``difference_high`` and ``pairs`` (over the seeds that the reference has too);
+        ``difference_low``, ``difference_high`` and ``pairs`` (over the seeds that the reference has too), ``p_value``
+        (that the difference is 0) and ``p_adjusted`` (of all the group's, by :func:`kernelbook.evaluation.holm`);
         ``parameters``, ``feature_dimension``, ``wall_time_s`` (the mean) and ``device``.  What is not known is None.
 
     Raises
@@ -554,7 +555,7 @@ def compare(
     ValueError
         If there is no such group.
     """
-    from .evaluation import mean_interval, paired_difference
+    from .evaluation import holm, mean_interval, paired_difference
 
     group = suite.group(task, corpus)
     metric = metric or group.metric
@@ -581,11 +582,13 @@ def compare(
             "low": mean and mean.low, "high": mean and mean.high,
             "difference": change and change.mean, "difference_low": change and change.low,
             "difference_high": change and change.high, "pairs": len(both),
+            "p_value": change and change.p_value,
             "parameters": whole[0].parameters if whole else None,
             "feature_dimension": feature_dimension(whole[0]) if whole else None,
             "wall_time_s": statistics.fmean(r.provenance["wall_time_s"] for r in whole) if whole else None,
             "device": ", ".join(sorted({str(r.provenance.get("device")) for r in whole})) or None})
-    return rows
+    adjusted = holm({row["label"]: row["p_value"] for row in rows if row["p_value"] is not None})
+    return [row | {"p_adjusted": adjusted.get(row["label"])} for row in rows]
 
 
 def curves(suite: SuiteRecords, task: str, corpus: str | None = None, *, metric: str = "valid_loss"

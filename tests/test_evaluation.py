@@ -1,11 +1,14 @@
 """Evaluation: BLEU is sacrebleu's, intervals are Student's, translations keep their order."""
 
+import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import sacrebleu
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from kernelbook.attention import weights
@@ -18,6 +21,7 @@ from kernelbook.evaluation import (
     bits_per_byte,
     bleu,
     chrf,
+    holm,
     mean_interval,
     paired_difference,
     perplexity,
@@ -100,6 +104,19 @@ def test_an_interval_is_students():
         low, high = stats.ttest_rel(values, reference).confidence_interval(level)
         found = paired_difference(values, reference, level)
         assert (found.mean, found.low, found.high) == pytest.approx((0.35, low, high), rel=1e-12)
+        assert found.p_value == pytest.approx(stats.ttest_rel(values, reference).pvalue, rel=1e-12)
+    assert (mean_interval([2, 2]).p_value, mean_interval([0, 0]).p_value, mean_interval([1]).p_value) == (0, 1, None)
+
+
+@given(st.dictionaries(st.integers(), st.floats(0, 1), max_size=5))
+def test_adjusted_p_values_are_those_of_the_closed_test(p_values):
+    # A hypothesis is rejected if every set that holds it is, by Bonferroni: Holm's shortcut does the same.
+    adjusted = holm(p_values)
+    assert list(adjusted) == list(p_values)
+    sets = [c for n in range(1, len(p_values) + 1) for c in itertools.combinations(p_values, n)]
+    for name in p_values:
+        closed = max(min(1.0, len(c) * min(p_values[x] for x in c)) for c in sets if name in c)
+        assert adjusted[name] == closed
 
 
 def test_differences_are_paired_by_seed():
@@ -123,6 +140,7 @@ def test_one_repetition_has_no_interval_and_says_so():
     (lambda: mean_interval([1, 2], 95), "as in 0.95"),
     (lambda: paired_difference([1, 2], [1]), "2 and 1"),
     (lambda: paired_difference({0: 1}, [1]), "both be mappings"),
+    (lambda: holm({"RBF": 0.2, "L2": math.nan}), "but L2: nan"),
 ])
 def test_intervals_refuse_what_they_cannot_use(call, words):
     with pytest.raises(ValueError, match=words):

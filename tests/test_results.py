@@ -156,6 +156,7 @@ def test_means_and_paired_differences_are_students(suite):
     test = stats.ttest_rel([BLEU["RBF"][s] for s in both], [values[s] for s in both]).confidence_interval(0.95)
     assert (rbf["difference_low"], rbf["difference_high"]) == pytest.approx((test.low, test.high))
     assert rbf["difference"] == pytest.approx((test.low + test.high) / 2)
+    assert rbf["p_value"] == rbf["p_adjusted"] and edp["p_adjusted"] is None      # one comparison: nothing to adjust
     assert (rbf["n"], rbf["pairs"], rbf["diverged"], rbf["missing"]) == (4, 4, 1, 0)
     assert rbf["feature_dimension"] == math.inf and rbf["wall_time_s"] == pytest.approx(12.0)
 
