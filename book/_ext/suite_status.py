@@ -37,7 +37,8 @@ def _rows(name: str, preset: str, folder: Path) -> list[list[str]]:
     for group in suite.groups:
         names = {run for runs in group.names.values() for run in runs}
         there = len(names & set(suite.records))
-        rows.append([name, preset, ", ".join(filter(None, (group.task, group.corpus))), str(there), str(len(names) - there)])
+        what = ", ".join(filter(None, (group.task, group.corpus)))
+        rows.append([name, preset, what, str(there), str(len(names) - there)])
     return rows
 
 
