@@ -19,6 +19,8 @@ import json
 import sys
 from pathlib import Path
 
+from keep_run import finished
+
 ROOT = Path(__file__).resolve().parent.parent
 
 #: German, English, and for each English word which of the German ones it translates, counted from 0. Words are what
@@ -45,6 +47,7 @@ SENTENCES = (
 def main() -> None:
     from kernelbook import data, results
     from kernelbook.evaluation import attention_sample, translate
+    from kernelbook.files import write_whole
     from kernelbook.training import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -56,11 +59,9 @@ def main() -> None:
     sources, targets = [s for s, _, _ in SENTENCES], [t for _, t, _ in SENTENCES]
     samples, translations = [], {}
     for folder in [*args.runs, *args.translations]:
-        record = results.load(folder / "record.json")
-        kept = results.load(results.find(f"{record.name}.json"))
-        if record.metrics != kept.metrics:
-            sys.exit(f"{folder} is not the run of the record that is kept: it has {record.metrics}, the record "
-                     f"{kept.metrics}; train it again with: {kept.provenance['command']}")
+        record, path = finished(folder)
+        if path is None:
+            sys.exit(f"there is no record of {record.name}; keep it with: python tools/keep_run.py {folder}")
         model, metadata = load_model(folder)
         tokenizer = data.Tokenizer.from_json(metadata["tokenizer"])
         if folder in args.runs:
@@ -70,8 +71,8 @@ def main() -> None:
     about = [{"source": s, "target": t, "alignment": alignment,
               "translations": {name: found[i] for name, found in translations.items()}}
              for i, (s, t, alignment) in enumerate(SENTENCES)]
-    text = args.out / f"{args.name}.sentences.json"
-    text.write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
+    text = write_whole(args.out / f"{args.name}.sentences.json",
+                       json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     path = results.save_attention(args.out / f"{args.name}.attention.safetensors", samples)
     for kept_file in (text, path):
         print(f"{kept_file}: {kept_file.stat().st_size:,} bytes")

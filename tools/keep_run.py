@@ -32,10 +32,25 @@ def texts_of(task: str, corpus: Any) -> list[tuple[str, ...]]:
     return list(first.values())[:COUNT]
 
 
+def finished(run: Path) -> tuple[Any, Path | None]:
+    """The record of a finished run, and the file where it is kept, if it is: the run must have come out as it says."""
+    from kernelbook import results
+    from kernelbook.files import FileError
+
+    record = results.load(run / "record.json")
+    try:
+        path = results.find(f"{record.name}.json")
+    except FileError:
+        return record, None
+    if (there := results.load(path)).metrics != record.metrics:
+        sys.exit(f"{run} did not come out as {path.name} says: it has {record.metrics}, and there is {there.metrics}; "
+                 f"train it again with: {there.provenance['command']}; or delete that file to keep this run instead")
+    return record, path
+
+
 def main() -> None:
     from kernelbook import data, results
     from kernelbook.evaluation import attention_sample
-    from kernelbook.files import FileError
     from kernelbook.training import load_model
 
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -43,13 +58,8 @@ def main() -> None:
     parser.add_argument("--attention", action="store_true", help="keep queries and keys too")
     parser.add_argument("--data-dir", type=Path, help="folder of the corpus, if it is not package data")
     args = parser.parse_args()
-    record = results.load(args.run / "record.json")
-    try:
-        path = results.find(f"{record.name}.json")
-        if (there := results.load(path)).metrics != record.metrics:
-            sys.exit(f"{args.run} did not come out as {path.name} says: it has {record.metrics}, and there is "
-                     f"{there.metrics}; delete that file to keep this run in its place")
-    except FileError:
+    record, path = finished(args.run)
+    if path is None:
         path = ROOT / "results" / f"{record.name}.json"
         command = re.sub(r" --out \S+", "", record.provenance["command"])    # where it lay here is nobody's business
         print(results.kept(record, command).save(path).relative_to(ROOT))
