@@ -2,7 +2,33 @@
 
 from .action import Architecture, action, action_gradients, energy, entropy, virial, whitened
 from .diagnostics import Alignment, head_scores, kernel_alignment, prune_heads, task_alignment
+from .hidden_markov import (
+    FOUR_PATHS,
+    TWO_PATHS,
+    HiddenMarkov,
+    PathTask,
+    four_path_heads,
+    four_paths,
+    random_head,
+    staying_head,
+    two_path_heads,
+    two_paths,
+    uniform_head,
+)
 from .kernels import combine, path_diagonal, path_heads, path_index, path_inputs, path_kernels, paths_through
+from .network import (
+    AttentionNetwork,
+    QueryKeyAttention,
+    Training,
+    bilinear_attention,
+    draw_weights,
+    network_output,
+    order_parameter,
+    output_of_paths,
+    path_weights,
+    train,
+)
+from .sampling import Draws, sample_order_parameters, sample_weights
 from .theory import (
     Minimum,
     Prediction,
@@ -20,4 +46,9 @@ __all__ = ["Architecture", "action", "action_gradients", "energy", "entropy", "v
            "Alignment", "head_scores", "kernel_alignment", "prune_heads", "task_alignment",
            "combine", "path_diagonal", "path_heads", "path_index", "path_inputs", "path_kernels", "paths_through",
            "Minimum", "Prediction", "Solution", "gp_limit", "large_width", "noiseless_single_path", "posterior",
-           "predict", "single_path", "solve_order_parameters"]
+           "predict", "single_path", "solve_order_parameters",
+           "AttentionNetwork", "QueryKeyAttention", "Training", "bilinear_attention", "draw_weights", "network_output",
+           "order_parameter", "output_of_paths", "path_weights", "train",
+           "Draws", "sample_order_parameters", "sample_weights",
+           "FOUR_PATHS", "TWO_PATHS", "HiddenMarkov", "PathTask", "four_path_heads", "four_paths", "random_head",
+           "staying_head", "two_path_heads", "two_paths", "uniform_head"]
