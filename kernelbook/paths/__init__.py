@@ -7,7 +7,7 @@ parameter (:func:`solve_order_parameters`), and from it to predictions (:func:`p
 in :mod:`kernelbook.paths.hidden_markov`.
 """
 
-from .action import Architecture, action, action_gradients, energy, entropy, virial, whitened
+from .action import Architecture, Virial, action, action_gradients, energy, entropy, virial, whitened
 from .diagnostics import Alignment, head_scores, kernel_alignment, prune_heads, task_alignment
 from .hidden_markov import (
     FOUR_PATHS,
@@ -49,7 +49,7 @@ from .theory import (
     solve_order_parameters,
 )
 
-__all__ = ["Architecture", "action", "action_gradients", "energy", "entropy", "virial", "whitened",
+__all__ = ["Architecture", "Virial", "action", "action_gradients", "energy", "entropy", "virial", "whitened",
            "Alignment", "head_scores", "kernel_alignment", "prune_heads", "task_alignment",
            "combine", "path_diagonal", "path_heads", "path_index", "path_inputs", "path_kernels", "paths_through",
            "Minimum", "Prediction", "Solution", "gp_limit", "large_width", "noiseless_single_path", "posterior",
