@@ -114,8 +114,7 @@ class Solution:
 
 
 class Prediction(NamedTuple):
-    """Mean and variance of the network's output, ``(..., P_test)``; the noise, of variance :math:`T`, is no part of it.
-    """
+    """Mean and variance of the network's output, ``(..., P_test)``, without the noise of variance :math:`T`."""
 
     mean: Float[Tensor, "*batch P_test"]
     variance: Float[Tensor, "*batch P_test"]
@@ -408,8 +407,9 @@ def solve_order_parameters(
     starts : sequence of list of Tensor, optional
         Further points to start from, each a list like ``Solution.U``; the solution at another width, for one.
     tol : float
-        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  They are scaled
-        so that the action is then about ``tol**2 / 2`` above its minimum.
+        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of
+        :mod:`kernelbook.paths.theory`.  They are scaled so that the action is then about ``tol**2 / 2`` above its
+        minimum.
     max_iter : int
         Quasi-Newton steps from each start at most.
 
