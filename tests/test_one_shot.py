@@ -31,7 +31,7 @@ from kernelbook.training import Settings, load_model, save_model
 
 DIGITS = data.load_images("digits")
 SETTINGS = Settings(batch_tokens=48 * 8, label_smoothing=0.0)
-SIZES = {"rotations": True, "epoch_episodes": 20, "valid_episodes": 12, "test_episodes": 16}
+SIZES = {"size": 32, "rotations": True, "epoch_episodes": 20, "valid_episodes": 12, "test_episodes": 16}
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +185,15 @@ def test_no_class_of_a_held_out_episode_is_trained_on():
         assert int(found.choice.max()) < len(DIGITS.splits[split])
 
 
+def test_smaller_images_are_means_and_the_baselines_see_all():
+    one, small = task(), task(size=16)
+    assert small.valid.tokens.shape == (12, 192, 12) and one.valid.tokens.shape == (12, 192, 48)
+    assert torch.equal(small.valid.choice, one.valid.choice) and small.baselines("valid") == one.baselines("valid")
+    block = one._images.pixels[7, 2:4, 6:8]
+    assert small._images.pixels[7, 1, 3].item() == pytest.approx(block.mean().item())
+    assert small._count == 32
+
+
 class Oracle(torch.nn.Module):
     """Answers some episodes right and the others wrong: it knows them by their tokens."""
 
@@ -251,7 +260,7 @@ def test_what_a_run_is_told_apart_by():
     known = task().data
     assert known["images"] == DIGITS.fingerprint and "stands_in_for" not in known
     assert known["classes"] == {"train": 6, "valid": 2, "test": 2}
-    for change in ({"rotations": False}, {"epoch_episodes": 30}, {"test_episodes": 10}):
+    for change in ({"size": 16}, {"rotations": False}, {"epoch_episodes": 30}, {"test_episodes": 10}):
         assert task(**change).data["fingerprint"] != known["fingerprint"]
     assert task(corpus=dataclasses.replace(DIGITS, stands_in_for="omniglot")).data["stands_in_for"] == "omniglot"
     assert prepare(None, None, PRESETS["smoke"]).data["stands_in_for"] == "omniglot"
@@ -260,6 +269,8 @@ def test_what_a_run_is_told_apart_by():
 @pytest.mark.parametrize(("call", "error", "words"), [
     (lambda: task(epoch_episodes=0), ValueError, "epoch_episodes must be at least 1"),
     (lambda: task(test_episodes=0), ValueError, "test_episodes must be at least 1"),
+    (lambda: task(size=12), ValueError, "size must be a multiple of 8 that divides 32"),
+    (lambda: task(size=64), ValueError, "size must be"), (lambda: task(size=0), ValueError, "size must be"),
     (lambda: task(Settings(batch_tokens=47)), ValueError, "one episode has 48 tokens"),
     (lambda: prepare("mnist", None, PRESETS["smoke"]), data.DataError, "no corpus called 'mnist'"),
     (lambda: prepare("omniglot", None, PRESETS["smoke"]), data.DataError, "omniglot is not on this machine"),
@@ -285,12 +296,12 @@ def test_the_command_refuses_a_mistake(kernelbook, args, words):
 
 # ------------------------------------------------------------------------- runs
 
-QUICK = {"preset": "smoke", "settings": {"steps": 9, "validate_every": 4}, "options": {"epoch_episodes": 56}}
+QUICK = {"preset": "smoke", "settings": {"steps": 9, "validate_every": 4}, "options": {"epoch_episodes": 64}}
 
 
 def test_an_interrupted_run_ends_with_the_weights_it_would_have_had(tmp_path):
     whole, folder = tasks.train("one-shot", **QUICK, out=tmp_path / "whole")
-    assert whole.name == "one-shot-digits-edp-smoke-epoch_episodes56-steps9-validate_every4-seed0"
+    assert whole.name == "one-shot-digits-edp-smoke-epoch_episodes64-steps9-validate_every4-seed0"
     assert whole.data["stands_in_for"] == "omniglot" and whole.config["model"]["heads"] == 2
 
     def stop(event):
@@ -300,7 +311,7 @@ def test_an_interrupted_run_ends_with_the_weights_it_would_have_had(tmp_path):
     with pytest.raises(tasks.run.Interrupted, match="after step 6 of 9"):
         tasks.train("one-shot", **QUICK, out=tmp_path / "parts", report=stop)
     with pytest.raises(FileError, match="another run"):
-        tasks.train("one-shot", **QUICK | {"options": {"epoch_episodes": 64}}, out=tmp_path / "parts", resume=True)
+        tasks.train("one-shot", **QUICK | {"options": {"epoch_episodes": 48}}, out=tmp_path / "parts", resume=True)
     parts, again = tasks.train("one-shot", **QUICK, out=tmp_path / "parts", resume=True)
     assert parts.history == whole.history and parts.metrics == whole.metrics and parts.baselines == whole.baselines
     a, b = (load_tensors(where / "model.safetensors")[0] for where in (folder, again))

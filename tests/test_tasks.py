@@ -141,7 +141,8 @@ def test_names_of_values_that_cannot_stand_in_a_file_name():
 
 def test_no_name_of_a_value_begins_with_that_of_another():
     """Else name and value could be read in two ways."""
-    groups = [Settings, TransformerConfig, PathNetworkConfig, *{type(kernels.get(name)) for name in kernels.available()}]
+    groups = [Settings, TransformerConfig, PathNetworkConfig,
+              *{type(kernels.get(name)) for name in kernels.available()}]
     groups = [[f.name for f in dataclasses.fields(g)] for g in groups]
     groups += [list(tasks.run._option_types(kind)) for kind in tasks.TASKS.values()]
     for names in groups:
