@@ -36,12 +36,12 @@ PRESETS = {
         {"size": 16, "rotations": True, "epoch_episodes": 160, "valid_episodes": 40, "test_episodes": 60}),
     "quick": Preset(
         Settings(steps=2500, batch_tokens=1536, learning_rate=1e-2, weight_decay=5e-5, label_smoothing=0.0,
-                 schedule="constant"),
+                 schedule="cosine"),
         {"layers": 2, "heads": 4, "width": 64, "qk_width": 16},
         {"size": 16, "rotations": True, "epoch_episodes": 64000, "valid_episodes": 1000, "test_episodes": 2000}),
     "laptop": Preset(
         Settings(steps=25000, batch_tokens=1536, learning_rate=1e-2, weight_decay=5e-5, label_smoothing=0.0,
-                 schedule="constant"),
+                 schedule="cosine"),
         {"layers": 2, "heads": 4, "width": 128, "qk_width": 32},
         {"size": 16, "rotations": True, "epoch_episodes": 128000, "valid_episodes": 2000, "test_episodes": 4000}),
     "gpu": Preset(
