@@ -1,5 +1,21 @@
 """The statistical mechanics of attention paths: what a deep network of fixed attention learns at finite width."""
 
+from .action import Architecture, action, action_gradients, energy, entropy, virial, whitened
 from .kernels import combine, path_diagonal, path_heads, path_index, path_inputs, path_kernels, paths_through
+from .theory import (
+    Minimum,
+    Prediction,
+    Solution,
+    gp_limit,
+    large_width,
+    noiseless_single_path,
+    posterior,
+    predict,
+    single_path,
+    solve_order_parameters,
+)
 
-__all__ = ["combine", "path_diagonal", "path_heads", "path_index", "path_inputs", "path_kernels", "paths_through"]
+__all__ = ["Architecture", "action", "action_gradients", "energy", "entropy", "virial", "whitened",
+           "combine", "path_diagonal", "path_heads", "path_index", "path_inputs", "path_kernels", "paths_through",
+           "Minimum", "Prediction", "Solution", "gp_limit", "large_width", "noiseless_single_path", "posterior",
+           "predict", "single_path", "solve_order_parameters"]
