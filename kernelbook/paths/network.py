@@ -25,6 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .action import Architecture
+
 __all__ = [
     "AttentionNetwork", "QueryKeyAttention", "Training", "bilinear_attention", "draw_weights", "network_output",
     "order_parameter", "output_of_paths", "path_weights", "train",
@@ -33,35 +35,11 @@ __all__ = [
 
 # ------------------------------------------------------------------------- sizes
 
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of heads, widths and variances that go together."""
-
-    heads: tuple[int, ...]                  # H_1, ..., H_L
-    widths: tuple[int, ...]                 # N_1, ..., N_L, N_a
-    variances: tuple[float, ...]            # of V^0, ..., V^L, a
-
-    @property
-    def paths(self) -> int:
-        return math.prod(self.heads)
-
-
-def sizes(heads: Sequence[int], widths: Sequence[int], variances: Sequence[float] | None) -> Sizes:
-    """The same as tuples, or a ValueError that says what does not fit; variances are 1 unless given."""
-    heads, widths = tuple(heads), tuple(widths)
-    for name, numbers in (("heads", heads), ("widths", widths)):
-        if any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in numbers):
-            raise ValueError(f"{name} must be positive whole numbers, not {numbers}")
-    if len(widths) != len(heads) + 1:
-        raise ValueError(f"widths are (N_1, ..., N_L, N_a), one more than there are layers: {len(heads)} numbers of "
-                         f"heads, {heads}, need {len(heads) + 1} widths, but there are {len(widths)}")
-    variances = (1.0,) * (len(heads) + 2) if variances is None else tuple(float(v) for v in variances)
-    if len(variances) != len(heads) + 2:
-        raise ValueError(f"variances are those of V^0, ..., V^L and a, two more than there are layers: {len(heads)} "
-                         f"numbers of heads, {heads}, need {len(heads) + 2} variances, but there are {len(variances)}")
-    if not all(0 < v < math.inf for v in variances):
-        raise ValueError(f"variances must be positive numbers, not {variances}")
-    return Sizes(heads, widths, variances)
+def architecture(heads: Sequence[int], widths: Sequence[int], variances: Sequence[float] | None) -> Architecture:
+    """Sizes that a network can have, its widths whole numbers; variances are 1 unless given."""
+    if any(not isinstance(N, int) or isinstance(N, bool) for N in widths):
+        raise ValueError(f"widths of a network must be whole numbers, not {tuple(widths)}")
+    return Architecture(heads, widths, (1.0,) * (len(heads) + 2) if variances is None else variances)
 
 
 def _scale(weights: Tensor) -> float:
@@ -109,12 +87,12 @@ def draw_weights(
     ValueError
         If the numbers do not go together.
     """
-    s = sizes(heads, widths, variances)
+    sizes = architecture(heads, widths, variances)
     if features < 1:
         raise ValueError(f"features, the number of rows of an input, must be positive, not {features}")
-    counts, dims = (1, *s.heads, 1), (features, *s.widths, 1)
+    counts, dims = (1, *sizes.heads, 1), (features, *map(int, sizes.widths), 1)
     return [math.sqrt(v) * torch.randn(*batch, h, n_out, n_in, generator=generator, dtype=dtype)
-            for v, h, n_in, n_out in zip(s.variances, counts, dims[:-1], dims[1:], strict=True)]
+            for v, h, n_in, n_out in zip(sizes.variances, counts, dims[:-1], dims[1:], strict=True)]
 
 
 def network_output(
@@ -334,7 +312,7 @@ class AttentionNetwork(nn.Module):
                  variances: Sequence[float] | None = None, generator: torch.Generator | None = None,
                  dtype: torch.dtype = torch.float64):
         super().__init__()
-        self.variances = sizes(heads, widths, variances).variances
+        self.variances = architecture(heads, widths, variances).variances
         self.weights = nn.ParameterList(map(nn.Parameter, draw_weights(
             features, heads=heads, widths=widths, variances=variances, generator=generator, dtype=dtype)))
 
