@@ -31,7 +31,7 @@ from torch import Tensor
 from .action import Architecture, check_problem
 from .kernels import combine, path_kernels
 from .network import _backward, _scale, architecture, draw_weights
-from .theory import Prediction
+from .theory import Prediction, posterior
 
 __all__ = ["Draws", "sample_order_parameters", "sample_weights"]
 
@@ -104,17 +104,10 @@ class Draws:
             if at_most < 1:
                 raise ValueError(f"at_most must be at least 1, not {at_most}")
             U = U[torch.linspace(0, len(U) - 1, min(at_most, len(U))).round().long()]
-        parts = [_given_U(u, self.kernels, self.labels, self.temperature, cross, diagonal) for u in U.split(50)]
+        parts = [posterior(u, self.kernels, self.labels, cross, diagonal, temperature=self.temperature)
+                 for u in U.split(50)]                                  # so many kernels of the test set at once
         means, variances = (torch.cat(part) for part in zip(*parts, strict=True))
         return Prediction(means.mean(0), variances.mean(0) + means.var(0, unbiased=False))
-
-
-def _given_U(U, kernels, labels, temperature, cross, diagonal):
-    factor = _cholesky(combine(U, kernels), temperature)
-    k = combine(U, cross)
-    weighted = torch.linalg.solve_triangular(factor, k.mT, upper=False)
-    y = torch.linalg.solve_triangular(factor, labels[:, None], upper=False)
-    return (weighted.mT @ y).squeeze(-1), combine(U, diagonal) - weighted.square().sum(-2)
 
 
 def _cholesky(K: Float[Tensor, "*batch P P"], temperature: float) -> Float[Tensor, "*batch P P"]:
