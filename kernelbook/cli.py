@@ -736,8 +736,8 @@ def results_plot(
 
 @data_app.command("list")
 def data_list(
-    task: Annotated[str | None, typer.Argument(help="Only corpora for this: translation, language-modelling or "
-                                                    "classification.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Argument(help="Only corpora for this: translation, language-modelling, "
+                                                    "classification or one-shot.", show_default=False)] = None,
 ) -> None:
     """The corpora, their sizes and licences; nothing is downloaded."""
     from . import data
@@ -751,7 +751,8 @@ def data_list(
             column.overflow = "fold"
         for corpus in data.CORPORA.values():
             if corpus.task == each:
-                size = data.human_bytes(corpus.download_bytes) if corpus.source == "package" else "your folder"
+                size = {"package": data.human_bytes(corpus.download_bytes), "directory": "your folder",
+                        "installed": "no download"}[corpus.source]
                 table.add_row(corpus.name, size, corpus.licence, data.info(corpus.name).status)
         out.print(table, "")
     out.print("texts of your own: name their folder with --data-dir", highlight=False)

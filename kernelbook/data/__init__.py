@@ -5,7 +5,7 @@
 >>> tokenizer = data.Tokenizer.train([side for pair in corpus.train for side in pair], 8000)  # doctest: +SKIP
 
 There are pairs of sentences for translation, documents for language modelling (``load_text``), and labelled texts for
-classification (``load_labelled``).
+classification (``load_labelled``); and images for one-shot classification (``load_images``).
 """
 
 from .batching import pad, padding_share, token_budget_batches
@@ -13,7 +13,8 @@ from .cache import CorpusInfo, cache_dir, clear, fetch, info
 from .corpora import CORPORA, TASKS, Corpus, human_bytes
 from .duplicates import Leakage, leakage
 from .errors import DataError
-from .loading import load_labelled, load_text, load_translation
+from .images import ImageCorpus, Images
+from .loading import load_images, load_labelled, load_text, load_translation
 from .parallel import ParallelCorpus
 from .records import Example, Pair, SplitCorpus, fingerprint
 from .texts import Counts, LabelledCorpus, TextCorpus
@@ -26,6 +27,8 @@ __all__ = [
     "Counts",
     "DataError",
     "Example",
+    "ImageCorpus",
+    "Images",
     "LabelledCorpus",
     "Leakage",
     "Pair",
@@ -41,6 +44,7 @@ __all__ = [
     "human_bytes",
     "info",
     "leakage",
+    "load_images",
     "load_labelled",
     "load_text",
     "load_translation",

@@ -74,7 +74,7 @@ class CorpusInfo:
     status : str
         ``"cached"``, ``"not fetched"``, ``"outdated"`` (derived by earlier rules or from another version; it is
         derived anew when next used) or ``"damaged"`` for a package corpus; ``"found"``, ``"incomplete"`` (some of
-        the files) or ``"not found"`` for a directory.
+        the files) or ``"not found"`` for a directory; ``"installed"``.
     path : Path or None
         The cache entry or the folder; where it would lie if it does not exist. None for a directory that
         nobody has named.
@@ -96,7 +96,7 @@ class CorpusInfo:
     @property
     def available(self) -> bool:
         """Whether the corpus can be loaded without a download."""
-        return self.status in ("cached", "found")
+        return self.status in ("cached", "found", "installed")
 
     def __str__(self) -> str:
         corpus = self.corpus
@@ -111,7 +111,8 @@ class CorpusInfo:
             lines.append(f"  source    package {corpus.pin}, {human_bytes(corpus.download_bytes)} to download")
             lines.append(f"  room      {room} while it is derived, then only the derived {corpus.noun} are kept")
         else:
-            lines.append("  source    a folder of your own")
+            sources = {"directory": "a folder of your own", "installed": "scikit-learn"}
+            lines.append(f"  source    {sources[corpus.source]}")
         lines.append(f"  status    {self.status}" + (f": {self.problem}" if self.problem else ""))
         if self.path is not None:
             size = f" ({human_bytes(self.bytes_on_disk)})" if self.bytes_on_disk else ""
@@ -119,7 +120,7 @@ class CorpusInfo:
         if counts := self.manifest.get("records"):
             lines.append(f"  {corpus.noun:<9} " + " / ".join(f"{split} {counts[split]:,}" for split in SPLITS))
             lines.append(f"  sha256    {self.manifest['fingerprint']} (of the {corpus.noun})")
-        if self.status in ("not fetched", "not found", "incomplete"):
+        if self.status in ("not fetched", "not found", "incomplete", "installed"):
             lines.append(f"  to get it {how_to_get(corpus)}")
         elif self.status == "damaged":
             lines.append(f"  to mend   {how_to_get(corpus)}")
@@ -141,6 +142,8 @@ def info(name: str) -> CorpusInfo:
         from .directory import inspect
 
         return CorpusInfo(corpus, *inspect(corpus))
+    if corpus.source == "installed":
+        return CorpusInfo(corpus, "installed", None, 0, {})
     path = entry_path(corpus)
     if not path.is_file():
         return CorpusInfo(corpus, "not fetched", path, 0, {})

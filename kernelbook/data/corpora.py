@@ -1,8 +1,9 @@
 """The corpora: what there is, where it comes from, how large it is, and under which licence.
 
-Two sources. A *package* corpus is derived from a pinned package that any machine with a package client can
+Three sources. A *package* corpus is derived from a pinned package that any machine with a package client can
 download; its sha256 is checked, and its code is never imported. A *directory* corpus is a folder of files that
-the reader already has. Folders of the reader's own that are none of these are described by ``directory.own()``.
+the reader already has. An *installed* one comes with a package that this library needs anyway. Folders of the reader's
+own that are none of these are described by ``directory.own()``.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from typing import Literal
 
 from .errors import DataError
 
-TASKS = ("translation", "language-modelling", "classification")
+TASKS = ("translation", "language-modelling", "classification", "one-shot")
 """What corpora there are for, in the order in which they are listed."""
 
-NOUNS = {"translation": "pairs", "language-modelling": "documents", "classification": "texts"}
+NOUNS = {"translation": "pairs", "language-modelling": "documents", "classification": "texts", "one-shot": "images"}
 """What the records of a corpus are called, for each task."""
 
-DEFAULTS = {"translation": "bible", "language-modelling": "wikipedia", "classification": "wikipedia-topics"}
+DEFAULTS = {"translation": "bible", "language-modelling": "wikipedia", "classification": "wikipedia-topics",
+            "one-shot": "omniglot"}
 """The corpus that is taken, for each task, where none is named."""
 
 
@@ -32,8 +34,8 @@ class Corpus:
         The task it serves, one of ``TASKS``.
     title, description : str
         One line for a table, and a few for a reader who wants to know what the text is like.
-    source : "package" or "directory"
-        Downloaded from a package index, or read from a folder that the reader names.
+    source : "package", "directory" or "installed"
+        Downloaded from a package index, read from a folder that the reader names, or part of a package that is here.
     licence, citation : str
         Terms of the text (not of the package that carries it), and whom to cite.
     folder : str
@@ -45,8 +47,8 @@ class Corpus:
         ``val.de[.gz]`` and ``val.en[.gz]``.
     carved : tuple of str
         Splits that have no file: a share of the training texts, chosen by hash.
-    layout : "pairs", "paragraphs", "articles" or "labelled"
-        How the files are to be read, see ``directory``.
+    layout : "pairs", "paragraphs", "articles", "labelled" or "images"
+        How the files are to be read, see ``directory``, and ``images`` for the last.
     separator : str
         In labelled files, what stands between the label and the text.
     encoding : str
@@ -67,14 +69,14 @@ class Corpus:
     task: str
     title: str
     description: str
-    source: Literal["package", "directory"]
+    source: Literal["package", "directory", "installed"]
     licence: str
     citation: str
     folder: str
     suffixes: tuple[str, ...] = ("de", "en")
     splits: tuple[tuple[str, str], ...] = (("train", "train"), ("valid", "valid"), ("test", "test"))
     carved: tuple[str, ...] = ()
-    layout: Literal["pairs", "paragraphs", "articles", "labelled"] = "pairs"
+    layout: Literal["pairs", "paragraphs", "articles", "labelled", "images"] = "pairs"
     separator: str = "\t"
     encoding: str = "utf-8"
     labels: tuple[tuple[str, str], ...] = ()
@@ -93,7 +95,7 @@ class Corpus:
 
     @property
     def noun(self) -> str:
-        """What its records are: pairs, documents or texts."""
+        """What its records are: pairs, documents, texts or images."""
         return NOUNS[self.task]
 
 
@@ -285,6 +287,47 @@ CORPORA: dict[str, Corpus] = {
             labels=(("0", "description"), ("1", "entity"), ("2", "abbreviation"), ("3", "human"), ("4", "location"),
                     ("5", "number")),
         ),
+        Corpus(
+            name="omniglot",
+            task="one-shot",
+            title="Omniglot, handwritten characters of many alphabets",
+            description=(
+                "Drawings of 242 characters of 8 alphabets, each by 20 people: 4,840 images, split by character into "
+                "173 / 35 / 34; and 400 characters of other alphabets, two drawings of each, from the authors' "
+                "one-shot test. It is read from your own copy of three archives, which stay packed: they are in the "
+                "folder python of https://github.com/brendenlake/omniglot."
+            ),
+            source="directory",
+            licence="MIT",
+            citation=(
+                "B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum. Human-level concept learning through probabilistic "
+                "program induction. Science 350(6266), pp. 1332-1338, 2015."
+            ),
+            folder="omniglot",
+            suffixes=("zip",),
+            splits=(("background", "images_background_small1"), ("background", "images_background_small2"),
+                    ("runs", "all_runs")),
+            layout="images",
+        ),
+        Corpus(
+            name="digits",
+            task="one-shot",
+            title="Handwritten digits that come with scikit-learn",
+            description=(
+                "1,797 digits of 8 x 8 pixels, brought to 32 x 32: 4 to 9 train, 2 and 3 valid, 0 and 1 test. They "
+                "stand in for Omniglot where that is absent, with six classes instead of 173 to learn from, and are "
+                "data of another kind for what was trained on it."
+            ),
+            source="installed",
+            licence="CC BY 4.0",
+            citation=(
+                "E. Alpaydin and C. Kaynak. Optical recognition of handwritten digits. UCI Machine Learning "
+                "Repository, 1998; the test set, as carried by the Python package scikit-learn."
+            ),
+            folder="digits",
+            splits=(),
+            layout="images",
+        ),
     )
 }
 """Every corpus by name."""
@@ -332,6 +375,8 @@ def file_name(stem: str, suffix: str) -> str:
 
 def how_to_get(corpus: Corpus) -> str:
     """One sentence telling a reader who lacks this corpus what to do."""
+    if corpus.source == "installed":
+        return "there is nothing to do: it comes with scikit-learn, which is installed"
     if corpus.source == "package":
         size = human_bytes(corpus.download_bytes)
         if corpus.builds:
@@ -343,7 +388,8 @@ def how_to_get(corpus: Corpus) -> str:
             )
         return f"run `kernelbook data fetch {corpus.name}` ({size} to download)"
     ends = corpus.suffixes[0] if len(corpus.suffixes) == 1 else f"{{{','.join(corpus.suffixes)}}}"
-    files = ", ".join(f"{stem}.{ends}[.gz]" for _, stem in corpus.splits)
+    packed = "" if corpus.layout == "images" else "[.gz]"
+    files = ", ".join(f"{stem}.{ends}{packed}" for _, stem in corpus.splits)
     return (
         f"put {files} into a folder and name it with `--data-dir FOLDER`, or name its parent in the "
         f"environment variable KERNELBOOK_DATA (the folder is then called {corpus.folder}/)"

@@ -107,9 +107,10 @@ def find_folder(corpus: Corpus, data_dir: str | os.PathLike | None) -> Path | No
     for candidate in (folder, folder / corpus.folder):
         if present_files(candidate, corpus):
             return candidate
+    packed = "" if corpus.layout == "images" else " (plain or with .gz)"
     raise DataError(
-        f"{folder} holds nothing of {corpus.name}: expected {', '.join(file_names(corpus))} "
-        f"(plain or with .gz), there or in its folder {corpus.folder}/; {how_to_get(corpus)}"
+        f"{folder} holds nothing of {corpus.name}: expected {', '.join(file_names(corpus))}{packed}, there or in its "
+        f"folder {corpus.folder}/; {how_to_get(corpus)}"
     )
 
 

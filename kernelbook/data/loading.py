@@ -7,6 +7,7 @@ from .cache import entry_path, fetch, is_current, read_entry
 from .corpora import CORPORA, DEFAULTS, Corpus, find_corpus, how_to_get
 from .directory import data_root, find_folder, own, own_name, read_splits, recognise
 from .errors import DataError
+from .images import ImageCorpus, read_digits, read_omniglot
 from .parallel import ParallelCorpus
 from .records import SPLITS, Item, fingerprint
 from .texts import LabelledCorpus, TextCorpus
@@ -108,6 +109,42 @@ def load_labelled(
     if len(labels) < 2:
         raise DataError(f"all texts of {corpus.name} have the same label, {labels[0]!r}: there is nothing to learn")
     return LabelledCorpus(**common, labels=labels)
+
+
+def load_images(name: str | None = None, *, data_dir: str | os.PathLike | None = None) -> ImageCorpus:
+    """Load images for one-shot classification.
+
+    Parameters
+    ----------
+    name : str, optional
+        ``"omniglot"`` or ``"digits"``. Without it, Omniglot if `data_dir` is given or ``KERNELBOOK_DATA`` has it; else
+        the digits stand in for it, and ``stands_in_for`` of the result says so.
+    data_dir : path, optional
+        The folder of Omniglot, or the parent of several.
+
+    Returns
+    -------
+    ImageCorpus
+
+    Raises
+    ------
+    DataError
+        If there is no such corpus, or its files are missing or damaged.
+    """
+    corpus = find_corpus(DEFAULTS["one-shot"] if name is None else name, "one-shot")
+    stands_in_for = ""
+    if corpus.source == "directory":
+        folder = find_folder(corpus, data_dir)
+        if folder is None and name is not None:
+            raise DataError(f"{corpus.name} is not on this machine; {how_to_get(corpus)}")
+        if folder is None:
+            stands_in_for, corpus = corpus.name, CORPORA["digits"]
+    elif data_dir is not None:
+        raise DataError(f"{corpus.name} is not read from a folder, and data_dir is {str(data_dir)!r}; leave it out")
+    splits, digest = read_digits() if corpus.source == "installed" else read_omniglot(folder)
+    return ImageCorpus(corpus.name, **{split: splits.get(split) for split in (*SPLITS, "runs")}, origin=corpus.source,
+                       fingerprint=digest, licence=corpus.licence, citation=corpus.citation,
+                       stands_in_for=stands_in_for)
 
 
 def _load(
