@@ -142,11 +142,10 @@ def _partial_trace(matrix: Float[Tensor, "d d"], heads: int) -> Float[Tensor, "e
 
 
 def _levels(U: Sequence[Tensor], architecture: Architecture):
-    """Of each level: N, sigma^2, H, its matrix, the one above it, and its name."""
+    """Of each level: N, sigma^2, H, its matrix and the one above it."""
     _check_levels(U, architecture)
     above = [*U[1:], torch.ones_like(U[-1])]
-    names = [f"U[{level}]" for level in range(len(U))]
-    return zip(architecture.widths, architecture.variances[1:], (*architecture.heads, 1), U, above, names, strict=True)
+    return zip(architecture.widths, architecture.variances[1:], (*architecture.heads, 1), U, above, strict=True)
 
 
 # ------------------------------------------------------------------------- the action
@@ -173,9 +172,9 @@ def energy(
         A scalar, differentiable.
     """
     check_problem(kernels, labels, temperature, len(kernels))
-    K_T = combine(U, kernels) + temperature * torch.eye(len(labels), dtype=kernels.dtype, device=kernels.device)
-    K_T = (K_T + K_T.mT) / 2          # where U is not symmetric, as in a derivative, K has a part that y cannot see
-    return _log_det(K_T, "K(U) + T") + labels @ torch.linalg.solve(K_T, labels)
+    K = combine(U, kernels)
+    K_T = (K + K.mT) / 2 + temperature * torch.eye(len(K), dtype=K.dtype, device=K.device)
+    return _log_det(K_T, "K(U) + T") + labels.to(K) @ torch.linalg.solve(K_T, labels.to(K))
 
 
 def action(
@@ -208,9 +207,11 @@ def action(
         If a shape does not fit, or a matrix is not positive definite.
     """
     total = energy(U[0], kernels, labels, temperature=temperature)
-    for N, variance, H, matrix, above, name in _levels(U, Architecture(heads, widths, variances)):
+    levels = list(_levels(U, Architecture(heads, widths, variances)))
+    log_dets = [_log_det(matrix, f"U[{level}]") for level, matrix in enumerate(U)] + [0.0]
+    for level, (N, variance, H, matrix, above) in enumerate(levels):
         trace = torch.linalg.solve(above, _partial_trace(matrix, H)).trace() / variance
-        total = total + N * (trace - _log_det(matrix, name) + H * _log_det(above, name + "'s upper neighbour"))
+        total = total + N * (trace - log_dets[level] + H * log_dets[level + 1])
     return total
 
 
@@ -234,8 +235,9 @@ def whitened(U: Sequence[Float[Tensor, "d d"]], *, heads: Sequence[int], varianc
     """
     architecture = Architecture(heads, (1,) * (len(tuple(heads)) + 1), variances)
     result = []
-    for _, variance, H, matrix, above, _name in _levels(U, architecture):
-        root = torch.kron(torch.eye(H, dtype=matrix.dtype, device=matrix.device), torch.linalg.cholesky(above).contiguous())
+    for _, variance, H, matrix, above in _levels(U, architecture):
+        eye = torch.eye(H, dtype=matrix.dtype, device=matrix.device)
+        root = torch.kron(eye, torch.linalg.cholesky(above).contiguous())
         half = torch.linalg.solve_triangular(root, matrix, upper=False)
         result.append(torch.linalg.solve_triangular(root, half.mT, upper=False) / variance)
     return result
@@ -278,7 +280,7 @@ def _slope(U: Tensor, kernels: Tensor, labels: Tensor, temperature: float) -> tu
     K = combine(U, kernels)
     K = (K + K.mT) / 2
     inverse = torch.linalg.inv(K + temperature * torch.eye(len(K), dtype=K.dtype, device=K.device))
-    alpha = inverse @ labels
+    alpha = inverse @ labels.to(K)
     residual = inverse - torch.outer(alpha, alpha)
     G = torch.einsum("abij,ij->ab", kernels, residual) / len(kernels)
     return (G + G.mT) / 2, -(residual * K).sum()
@@ -316,7 +318,7 @@ def action_gradients(
     """
     check_problem(kernels, labels, temperature, len(U[0]))
     gradients, below = [], None
-    for N, variance, H, matrix, above, _ in _levels(U, Architecture(heads, widths, variances)):
+    for N, variance, H, matrix, above in _levels(U, Architecture(heads, widths, variances)):
         inverse = torch.linalg.inv(matrix)
         if below is None:
             gradient = _slope(matrix, kernels, labels, temperature)[0]

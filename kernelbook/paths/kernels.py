@@ -145,8 +145,8 @@ def check_attention(attention: Sequence[Float[Tensor, "H P n n"]], count: int, t
         columns, rows = ((omega.sum(dim) - 1).abs().max().item() for dim in (-2, -1))
         if columns > _STOCHASTIC:
             hint = "its rows do, so transpose it: omega.mT" if rows <= _STOCHASTIC else "take the softmax over dim=-2"
-            raise ValueError(f"attention of layer {layer} is not column-stochastic: a column (the weights that one query "
-                             f"gives the keys) sums to 1 up to {columns:.2g}; {hint}")
+            raise ValueError(f"attention of layer {layer} is not column-stochastic: a column (the weights that one "
+                             f"query gives the keys) sums to 1 up to {columns:.2g} only; {hint}")
 
 
 def path_inputs(

@@ -12,7 +12,9 @@ every hierarchy is positive definite and the prior's part of the action is a sum
 
 .. math:: \sum_lN_l\Bigl[\lVert B_l\rVert_F^2-2\sum_i\ln(B_l)_{ii}-d_l\Bigr].
 
-The unknowns :math:`\theta` are :math:`\sqrt{N_l}` times the entries of :math:`B_l`, of the diagonal ones the logarithms.
+a convex function of the unknowns :math:`\theta_l`: these are :math:`\sqrt{N_l}` times the entries of :math:`B_l`, where
+of a diagonal entry :math:`b=\ln(1+e^t)` the unknown is :math:`t`, which grows like :math:`b` and falls like
+:math:`\ln b`.
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg import lapack, solve_triangular
 from scipy.optimize import LbfgsInvHessProduct, brentq, minimize
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from .action import Architecture, check_problem, energy
-from .kernels import combine
+from .kernels import combine, paths_through
 
 __all__ = ["Minimum", "Prediction", "Solution", "gp_limit", "large_width", "noiseless_single_path", "posterior",
            "predict", "single_path", "solve_order_parameters"]
+
+_INDEFINITE = ("K(U) + T is not positive definite in float64: either the kernels are not inner products of path "
+               "inputs, or U is not positive semidefinite, or the temperature is too small for the size of the kernels")
 
 
 # ------------------------------------------------------------------------- what is found
@@ -104,7 +109,7 @@ class Solution:
     @property
     def kernel(self) -> Float[Tensor, "P P"]:
         """The kernel of the order parameter, :math:`K(U)`, without the temperature."""
-        return combine(self.U[0], self.kernels)
+        return combine(self.U[0].to(self.kernels), self.kernels)
 
 
 class Prediction(NamedTuple):
@@ -158,15 +163,13 @@ class _Energy:
         K[self.lower] = (self.weights * U[self.pairs]) @ self.packed
         return K
 
-    def __call__(self, U: NDArray) -> tuple[float, NDArray]:
+    def __call__(self, U: NDArray) -> tuple[float, NDArray | None]:
+        """Value and gradient; infinity and None where K(U) + T is not positive definite in float64."""
         K = self.kernel(U)
         K[np.diag_indices_from(K)] += self.temperature
         factor, info = lapack.dpotrf(K, lower=True, overwrite_a=True)
         if info:
-            raise ValueError(
-                "K(U) + T is not positive definite in float64: either the kernels are not inner products of path "
-                f"inputs, or the temperature, {self.temperature:g}, is too small for kernels of size "
-                f"{abs(K).max():.3g}")
+            return math.inf, None
         log_det = 2 * np.log(factor[np.diag_indices_from(factor)]).sum()
         inverse = lapack.dpotri(factor, lower=True)[0]
         residual = inverse[self.lower]
@@ -197,7 +200,7 @@ class _Coordinates:
         matrices = []
         for level, d in enumerate(self.sizes):
             entries = theta[self.ends[level]:self.ends[level + 1]] / math.sqrt(self.widths[level])
-            entries[self.on_diagonal[level]] = np.exp(entries[self.on_diagonal[level]])
+            entries[self.on_diagonal[level]] = np.logaddexp(0, entries[self.on_diagonal[level]])
             B = np.zeros((d, d))
             B[self.lower[level]] = entries
             matrices.append(B)
@@ -208,7 +211,8 @@ class _Coordinates:
         parts = []
         for level, B in enumerate(triangles):
             entries = B[self.lower[level]]
-            entries[self.on_diagonal[level]] = np.log(entries[self.on_diagonal[level]])
+            b = entries[self.on_diagonal[level]]
+            entries[self.on_diagonal[level]] = b + np.log(-np.expm1(-b))
             parts.append(entries * math.sqrt(self.widths[level]))
         return np.concatenate(parts)
 
@@ -246,9 +250,9 @@ class _Coordinates:
         parts, slope = [], 2 * G @ roots[0]                     # the energy's gradient in A, level by level upwards
         for level, (B, left) in enumerate(zip(triangles, lefts, strict=True)):
             N, H = self.widths[level], self.heads[level]
-            by_B = left.T @ slope + 2 * N * B
-            entries, diagonal = by_B[self.lower[level]], self.on_diagonal[level]
-            entries[diagonal] = entries[diagonal] * B.diagonal() - 2 * N
+            entries, diagonal = (left.T @ slope + 2 * N * B)[self.lower[level]], self.on_diagonal[level]
+            b = B.diagonal()
+            entries[diagonal] = (entries[diagonal] - 2 * N / b) * -np.expm1(-b)
             parts.append(entries / math.sqrt(N))
             inner = len(B) // H
             blocks = (slope @ B.T).reshape(H, inner, H, inner)
@@ -256,27 +260,65 @@ class _Coordinates:
         return np.concatenate(parts)
 
 
-# ------------------------------------------------------------------------- the solver
+# ------------------------------------------------------------------------- starts
 
-def _multiples(energy: _Energy, architecture: Architecture) -> list[list[NDArray]]:
-    """The lowest points of the wells of the action among multiples of the identity.
+def _starts(energy: _Energy, architecture: Architecture) -> list[tuple[str, list[NDArray]]]:
+    """Where to begin: the bottoms of the action's wells on curves through the prior's mean, as matrices B with names.
 
-    For a given product of the levels' multiples beta_l^2, which is all that the energy sees, the entropy is least
-    where N_l d_l (beta_l^2 - 1) is the same at all levels; this number runs through a grid here.  One
-    eigendecomposition gives the energy at all points of it.
+    One curve are the multiples of the identity; all its wells count.  Each head has a curve of its own, on which the
+    paths through it are amplified; wells on it count that the prior's mean does not lie in.  All levels bear their
+    share of a multiple, as that is much cheaper: the matrices B are diagonal, with squares that are given here for all
+    points of a curve.  One eigendecomposition gives the energy on a whole curve.
     """
-    K = energy.kernel(np.eye(energy.paths)) * architecture.scale
-    values, vectors = np.linalg.eigh(K)                                      # reads the lower triangle
-    loads = (vectors.T @ energy.y) ** 2
-    strength = np.multiply(architecture.widths, architecture.sizes)
-    grid = strength.min() * np.concatenate([np.logspace(-9, -1e-9, 300) - 1, [0.0], np.logspace(-6, 12, 600)])
-    squares = 1 + grid[:, None] / strength
-    grown = np.maximum(values, 0) * squares.prod(1)[:, None] + energy.temperature
-    profile = ((squares - np.log(squares) - 1) @ strength + np.log(grown).sum(1) + (loads / grown).sum(1))
-    inside = np.flatnonzero((profile[1:-1] < profile[:-2]) & (profile[1:-1] <= profile[2:])) + 1
-    return [[math.sqrt(square) * np.eye(d) for square, d in zip(squares[i], architecture.sizes, strict=True)]
-            for i in inside]
+    s, widths, heads, sizes = architecture.scale, architecture.widths, architecture.heads, architecture.sizes
 
+    def curve(name, squares, multiples, line, outside):
+        """The bottoms of all wells but one on a curve of U = s (1 - line) + s * multiple * line."""
+        K, D = energy.kernel(s * np.diag(1 - line)), energy.kernel(s * np.diag(line))
+        K[np.diag_indices_from(K)] += energy.temperature
+        factor, info = lapack.dpotrf(K, lower=True)
+        if info:
+            raise ValueError(_INDEFINITE)
+        D += np.tril(D, -1).T
+        half = solve_triangular(factor, D, lower=True)
+        values, vectors = np.linalg.eigh(solve_triangular(factor, half.T, lower=True))
+        loads = (vectors.T @ solve_triangular(factor, energy.y, lower=True)) ** 2
+        grown = 1 + multiples[:, None] * np.maximum(values, 0)
+        profile = np.log(grown).sum(1) + (loads / grown).sum(1)
+        profile += sum(N * (part - np.log(part) - 1).sum(1) for N, part in zip(widths, squares, strict=True))
+        padded = np.concatenate([[np.inf], profile, [np.inf]])
+        bottoms = np.flatnonzero((profile < padded[:-2]) & (profile <= padded[2:]))
+        if outside is not None:                                           # of the well that this point lies in
+            before, after = bottoms[bottoms <= outside], bottoms[bottoms >= outside]
+            bottoms = bottoms[bottoms != (before[-1] if padded[outside] < profile[outside] else after[0])]
+        return [(f"{name} times {multiples[i]:.3g}", [np.diag(np.sqrt(part[i])) for part in squares]) for i in bottoms]
+
+    # For a product of the levels' squares, which is all that the energy sees, the entropy is least where
+    # N_l d_l (square - 1) is the same at all levels: this number runs through the grid.
+    strength = np.multiply(widths, sizes)
+    grid = strength.min() * np.concatenate([np.logspace(-12, -1e-6, 400) - 1, [0.0], np.logspace(-6, 12, 600)])
+    squares = [1 + np.repeat(grid[:, None] / k, d, 1) for k, d in zip(strength, sizes, strict=True)]
+    multiples = math.prod(part[:, 0] for part in squares)
+    starts = curve("all paths", squares, multiples, np.ones(energy.paths), None)
+
+    # Levels below a head know it as an index; at its own level the other heads undo what the levels above do to all.
+    levels, share = len(sizes), np.logspace(-12, 12, 961)[:, None] ** (1 / len(sizes))
+    for layer, H in enumerate(heads):
+        for head in range(H if H > 1 else 0):                             # a single head is that of all paths
+            squares = []
+            for level, d in enumerate(sizes):
+                if level > layer:
+                    squares.append(np.repeat(share, d, 1))
+                else:
+                    through = paths_through(heads[level:], layer - level, head).numpy()
+                    others = share ** -(levels - 1 - layer) if level == layer else np.ones_like(share)
+                    squares.append(np.where(through, share, others))
+            line = paths_through(heads, layer, head).double().numpy()
+            starts += curve(f"head {head} of layer {layer}", squares, share[:, 0] ** levels, line, len(share) // 2)
+    return starts
+
+
+# ------------------------------------------------------------------------- the solver
 
 def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDArray, float]:
     """A stationary point by a quasi-Newton method, and the norm of the gradient there.
@@ -284,7 +326,19 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
     Line searches end where differences of the action drown in rounding, often at gradients of about 1e-6.  Gradients
     are still good there, so the last steps ask for nothing else: the best point of a few full steps counts.
     """
-    found = minimize(objective, start, jac=True, method="L-BFGS-B",
+    last = objective(start)[0]
+    if last == math.inf:
+        raise ValueError(_INDEFINITE)
+
+    def guarded(theta):                  # a step so long that rounding makes K(U) + T indefinite is refused, not taken
+        nonlocal last
+        value, gradient = objective(theta)
+        if gradient is None:
+            return last + 1e3 * (1 + abs(last)), np.zeros_like(theta)
+        last = value
+        return value, gradient
+
+    found = minimize(guarded, start, jac=True, method="L-BFGS-B",
                      options={"maxiter": max_iter, "maxfun": 2 * max_iter, "maxcor": 30, "ftol": 0.0,
                               "gtol": 0.1 * tol / math.sqrt(len(start))})
     theta, gradient = found.x, objective(found.x)[1]
@@ -295,7 +349,7 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
             break
         step = -LbfgsInvHessProduct(np.array(steps), np.array(changes)).matvec(gradient)
         new = objective(theta + step)[1]
-        if not np.linalg.norm(new) < 100 * norm:
+        if new is None or not np.linalg.norm(new) < 100 * norm:
             break
         if step @ (new - gradient) > 0:
             steps.append(step)
@@ -320,10 +374,11 @@ def solve_order_parameters(
 ) -> Solution:
     r"""The order parameters :math:`U^{(1)},\dots,U^{(L+1)}` that minimise the :func:`~kernelbook.paths.action`.
 
-    The action is not convex.  It is searched from the prior's mean (the limit of infinite width), from the lowest
-    point of each well that the action has among multiples of the identity (where the kernel of the prior is much
-    smaller than the temperature there may be two, far apart), and from ``starts``.  The lowest minimum is the solution,
-    and all are handed back.
+    The action is not convex: where the kernel of some paths, at its prior scale, is much smaller than the temperature,
+    there may be a minimum near the prior's mean, which leaves them alone, and another one far away, which amplifies
+    them.  The action is therefore minimised from several starts: the bottom of each well that it has among multiples
+    of the identity; the bottom of each further well where the paths through one head are amplified; and ``starts``.
+    The lowest minimum is the solution, and all are handed back.  (That it is the lowest of all is not certain.)
 
     Parameters
     ----------
@@ -343,9 +398,9 @@ def solve_order_parameters(
     starts : sequence of hierarchies, optional
         Further points to start from, each a list like ``Solution.U``; the solution at another width, for one.
     tol : float
-        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  There the
-        prior's second derivatives are 2 and 4 at its mean, whatever the widths; so near a minimum the action is about
-        ``tol**2`` above it.
+        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  There
+        the prior's second derivatives are 1.6 and 2 at its mean, whatever the widths, so that the action is about
+        ``tol**2 / 2`` above its minimum.
     max_iter : int
         Quasi-Newton steps from each start at most.
 
@@ -383,10 +438,11 @@ def solve_order_parameters(
         triangles = coordinates.triangles(theta)
         roots, lefts = coordinates.roots(triangles)
         E, G = energy(roots[0] @ roots[0].T)
+        if G is None:
+            return math.inf, None
         return coordinates.entropy(triangles) + E, coordinates.gradient(triangles, roots, lefts, G)
 
-    first = [("prior mean", [np.eye(d) for d in architecture.sizes])]
-    first += [(f"multiple {B[0][0, 0]:.4g}", B) for B in _multiples(energy, architecture)]
+    first = _starts(energy, architecture)
     first += [(f"starts[{i}]", coordinates.inverse(U, f"starts[{i}]")) for i, U in enumerate(starts)]
     minima: list[Minimum] = []
     for name, triangles in first:
@@ -452,12 +508,12 @@ def posterior(
     Returns
     -------
     Prediction
-        Mean and variance, ``(..., P_test)``.
+        Mean and variance, ``(..., P_test)``, in float64.
 
     Raises
     ------
     ValueError
-        If an argument does not fit.
+        If an argument does not fit, or :math:`K(U)+T` is not positive definite.
     """
     check_problem(kernels, labels, temperature, len(kernels))
     paths, examples = len(kernels), len(labels)
@@ -466,12 +522,14 @@ def posterior(
         raise ValueError(f"cross must be (paths, paths, tests, examples) and diagonal (paths, paths, tests), with "
                          f"{paths} paths and {examples} examples, but they have the shapes {tuple(cross.shape)} and "
                          f"{tuple(diagonal.shape)}")
-    eye = torch.eye(examples, dtype=kernels.dtype, device=kernels.device)
-    factor = torch.linalg.cholesky(combine(U, kernels) + temperature * eye)
-    k = combine(U, cross)
-    alpha = torch.cholesky_solve(labels[:, None].expand(*factor.shape[:-1], 1), factor)
+    U = U.to(kernels)
+    K, k, own = (combine(U, part).double() for part in (kernels, cross, diagonal))
+    factor, info = torch.linalg.cholesky_ex(K + temperature * torch.eye(examples, dtype=K.dtype, device=K.device))
+    if info.any():
+        raise ValueError(_INDEFINITE)
+    alpha = torch.cholesky_solve(labels.to(K)[:, None].expand(*factor.shape[:-1], 1), factor)
     explained = torch.linalg.solve_triangular(factor, k.mT, upper=False)
-    return Prediction((k @ alpha).squeeze(-1), combine(U, diagonal) - (explained**2).sum(-2))
+    return Prediction((k @ alpha).squeeze(-1), own - (explained**2).sum(-2))
 
 
 def predict(
@@ -496,7 +554,7 @@ def predict(
     Prediction
         Mean and variance, ``(P_test,)``.
     """
-    return posterior(solution.U[0].to(solution.kernels), solution.kernels, solution.labels, cross, diagonal,
+    return posterior(solution.U[0], solution.kernels, solution.labels, cross, diagonal,
                      temperature=solution.temperature)
 
 
@@ -529,7 +587,7 @@ def gp_limit(
     check_problem(kernels, labels, temperature, architecture.paths)
     tops = np.cumprod(architecture.variances[:0:-1])[::-1]
     U = [torch.eye(d, dtype=torch.float64) * float(top) for d, top in zip(architecture.sizes, tops, strict=True)]
-    value = energy(U[0].to(kernels), kernels, labels.to(kernels), temperature=temperature).item()
+    value = energy(U[0].to(kernels), kernels, labels, temperature=temperature).item()
     return Solution(U, math.inf, 0.0, value, 0.0, True, (), 0, kernels, labels, architecture.heads,
                     (math.inf,) * len(U), architecture.variances, float(temperature))
 
@@ -546,8 +604,8 @@ def large_width(
     r"""The order parameter to first order in one over the widths.
 
     .. math::
-       U=sI-s\sum_{l=1}^{L+1}\frac1{N_l}\,I_{H_1\cdots H_{l-1}}\otimes\operatorname{ptr}_{1\dots l-1}\bigl(s\,G(sI)\bigr)
-       +O(N^{-2}),\qquad s=\prod_{l\ge1}\sigma_l^2,
+       U=sI-s\sum_{l=1}^{L+1}\frac1{N_l}\,I_{H_1\cdots H_{l-1}}\otimes
+       \operatorname{ptr}_{1\dots l-1}\bigl(s\,G(sI)\bigr)+O(N^{-2}),\qquad s=\prod_{l\ge1}\sigma_l^2,
 
     where :math:`G` is the energy's derivative and :math:`\operatorname{ptr}_{1\dots l-1}` sums over the heads of the
     layers before :math:`l`: layers further up share their correction among more paths.
