@@ -250,8 +250,8 @@ def path_kernels(
     scaled = inputs * (_variance(variance) / inputs.shape[-1])
     # Row by row into place: the result is the largest array of the theory, so it is not copied.
     kernels = inputs.new_empty(len(inputs), len(inputs), inputs.shape[1], other.shape[1])
-    for row, xi in zip(kernels, scaled, strict=True):
-        row.copy_(torch.matmul(xi, other.mT))
+    for row, xi in enumerate(scaled):
+        kernels[row] = torch.matmul(xi, other.mT)
     return kernels
 
 
