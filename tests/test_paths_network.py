@@ -238,6 +238,8 @@ def test_training_on_a_gpu():
      "batch_size"),
     (lambda: train(network(), PROBLEM[0], PROBLEM[1], LABELS, PROBLEM[2], steps=1, learning_rate=1, method="x"),
      "method"),
+    (lambda: train(network(), PROBLEM[0], [o.mT for o in PROBLEM[1]], LABELS, PROBLEM[2], steps=1, learning_rate=1),
+     "not column-stochastic"),
 ])
 def test_refusals(call, words):
     with pytest.raises(ValueError, match=words):

@@ -12,7 +12,14 @@ from sklearn.exceptions import ConvergenceWarning
 from kernelbook.paths import action, combine, path_diagonal, path_inputs, path_kernels, predict, solve_order_parameters
 from kernelbook.paths.hidden_markov import HiddenMarkov, four_paths
 from kernelbook.paths.network import _backward, architecture, draw_weights, order_parameter, output_of_paths
-from kernelbook.paths.sampling import _draw_layer, _draws, _Hierarchy, sample_order_parameters, sample_weights
+from kernelbook.paths.sampling import (
+    _draw_layer,
+    _draws,
+    _Hierarchy,
+    _leapfrog,
+    sample_order_parameters,
+    sample_weights,
+)
 
 
 def generator(seed=0):
@@ -70,6 +77,23 @@ def test_a_density_that_cannot_be_had_is_zero_there():
     x[1] += 400
     value, slope = target(x)
     assert value.isneginf().tolist() == [False, True, False] and slope.isfinite().all()
+
+
+def test_trajectories_go_back_the_way_they_came():
+    # What makes the acceptance right: reversed, the same steps lead back; and energy is kept to second order.
+    target = _Hierarchy(architecture((2, 2), (6, 4, 3), None), path_kernels(normal(4, 5, 4)), normal(5), 0.3)
+    x, p = target.draw_prior(3, generator()), normal(3, 14, seed=1)
+    value, slope = target(x)
+    factor = torch.linalg.cholesky(target.prior_covariance() + 0.02)
+    lost = []
+    for steps in (10, 20):
+        end, end_value, end_slope, q = _leapfrog(target, x, slope, p, factor, 1 / steps, steps)
+        assert (end - x).abs().max() > 0.1
+        back, _, _, again = _leapfrog(target, end, end_slope, -q, factor, 1 / steps, steps)
+        torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(-again, p, rtol=1e-9, atol=1e-9)
+        lost.append((end_value - value - (q.square() - p.square()).sum(-1) / 2).abs().max().item())
+    assert lost[1] < lost[0] / 3 < 0.1
 
 
 # ------------------------------------------------------------------------- one layer of Gibbs sampling

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .action import Architecture
+from .kernels import check_attention
 
 __all__ = [
     "AttentionNetwork", "QueryKeyAttention", "Training", "bilinear_attention", "draw_weights", "network_output",
@@ -378,9 +379,9 @@ def train(
         Changed in place; ``network.to("cuda")`` first to train there.  Data may be anywhere.
     inputs, labels, readout : Tensor
         Data, and the weights of the tokens of the last layer.
-    attention : sequence of Tensor, or a module
-        One tensor for each layer, or a module that makes them from inputs, like :class:`QueryKeyAttention`: its weights
-        are trained too, without a penalty.
+    attention : sequence of Tensor, or callable
+        One tensor for each layer, or what makes them from inputs.  If that is a module, like
+        :class:`QueryKeyAttention`, its weights are trained too, without a penalty.
     steps : int
         Of gradient descent.
     learning_rate : float
@@ -426,6 +427,7 @@ def train(
         attention.to(first.device, first.dtype)
         parameters += attention.parameters()
     elif not callable(attention):
+        check_attention(attention, count, inputs.shape[-1])
         attention = [omega.to(first.device, first.dtype) for omega in attention]
     optimiser = optimisers[method](parameters, lr=learning_rate)
 

@@ -419,18 +419,21 @@ def _trajectory(target, state, factor, step, generator):
     """
     x, value, slope = state
     length = math.pi * torch.rand((), generator=generator, dtype=x.dtype).item()
-    steps = max(1, round(length / step))
-    momentum = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    before = value - momentum.square().sum(-1) / 2
-    new, new_slope = x, slope
-    momentum = momentum + step / 2 * new_slope @ factor
-    for k in range(steps):
-        new = new + step * momentum @ factor.mT
-        new_value, new_slope = target(new)
-        momentum = momentum + (step if k < steps - 1 else step / 2) * new_slope @ factor
-    gain = torch.nan_to_num(new_value - momentum.square().sum(-1) / 2 - before, nan=-math.inf)
-    probability = gain.clamp(max=0).exp()
+    start = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    *new, end = _leapfrog(target, x, slope, start, factor, step, max(1, round(length / step)))
+    gain = (new[1] - end.square().sum(-1) / 2) - (value - start.square().sum(-1) / 2)
+    probability = torch.nan_to_num(gain, nan=-math.inf).clamp(max=0).exp()
     taken = torch.rand(len(x), generator=generator, dtype=x.dtype) < probability
-    row = taken[:, None]
-    state = torch.where(row, new, x), torch.where(taken, new_value, value), torch.where(row, new_slope, slope)
+    state = tuple(torch.where(taken[:, None] if old.ndim == 2 else taken, a, old)
+                  for a, old in zip(new, state, strict=True))
     return state, probability.mean().item()
+
+
+def _leapfrog(target, x, slope, momentum, factor, step, steps):
+    """Hamilton's equations in steps: where they lead, value and slope there, and the momentum at the end."""
+    momentum = momentum + step / 2 * slope @ factor
+    for k in range(steps):
+        x = x + step * momentum @ factor.mT
+        value, slope = target(x)
+        momentum = momentum + (step if k < steps - 1 else step / 2) * slope @ factor
+    return x, value, slope, momentum
