@@ -29,7 +29,7 @@ def random(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def data(heads, seed, P=4, N_0=3, n=5):
+def data(heads, seed, P=3, N_0=3, n=4):
     """Sequences, column-stochastic attention and a readout."""
     attention = [random(seed + 1 + layer, H, P, n, n).mul(2).softmax(-2) for layer, H in enumerate(heads)]
     return random(seed, P, N_0, n), attention, random(seed + 9, n)
@@ -52,7 +52,7 @@ def test_path_inputs_are_products_of_attention(heads, seed):
     x, attention, readout = data(heads, seed)
     leaves = [x.requires_grad_(), *(a.requires_grad_() for a in attention), readout.requires_grad_()]
     fast, slow = path_inputs(x, attention, readout), by_definition(x, attention, readout)
-    assert fast.shape == (math.prod(heads), 4, 3)
+    assert fast.shape == (math.prod(heads), 3, 3)
     torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-13)
     weight = random(seed + 20, *fast.shape)
     for ours, theirs in zip(torch.autograd.grad((fast * weight).sum(), leaves),
@@ -156,7 +156,7 @@ X, ATTENTION, READOUT = data((2, 2), 0)
 @pytest.mark.parametrize("call, words", [
     (lambda: path_inputs(X[:0], [a[:, :0] for a in ATTENTION], READOUT), "at least one"),
     (lambda: path_inputs(X[0], ATTENTION, READOUT), "examples, features, tokens"),
-    (lambda: path_inputs(X, ATTENTION, READOUT[1:]), "one weight for each of the 5 tokens"),
+    (lambda: path_inputs(X, ATTENTION, READOUT[1:]), "one weight for each of the 4 tokens"),
     (lambda: path_inputs(X, [ATTENTION[0][:, 1:]], READOUT), r"attention of layer 0 must have the shape"),
     (lambda: path_inputs(X, [ATTENTION[0][0]], READOUT), "must have the shape"),
     (lambda: path_inputs(X, [ATTENTION[0], ATTENTION[1].mT], READOUT), "layer 1 is not column-stochastic.*transpose"),

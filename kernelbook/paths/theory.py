@@ -12,9 +12,10 @@ every hierarchy is positive definite and the prior's part of the action is a sum
 
 .. math:: \sum_lN_l\Bigl[\lVert B_l\rVert_F^2-2\sum_i\ln(B_l)_{ii}-d_l\Bigr].
 
-a convex function of the unknowns :math:`\theta_l`: these are :math:`\sqrt{N_l}` times the entries of :math:`B_l`, where
-of a diagonal entry :math:`b=\ln(1+e^t)` the unknown is :math:`t`, which grows like :math:`b` and falls like
-:math:`\ln b`.
+a convex function of the unknowns :math:`\theta_l`: these are :math:`\sqrt{2N_l}` times the entries of :math:`B_l`,
+where of a diagonal entry :math:`b=\ln(1+e^t)` the unknown is :math:`t`, which grows like :math:`b` and falls like
+:math:`\ln b`.  At the prior's mean, :math:`B_l=I`, the second derivatives are 0.8 for these and 1 for the others,
+whatever the widths.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ class _Coordinates:
         """The matrices B, top level last."""
         matrices = []
         for level, d in enumerate(self.sizes):
-            entries = theta[self.ends[level]:self.ends[level + 1]] / math.sqrt(self.widths[level])
+            entries = theta[self.ends[level]:self.ends[level + 1]] / math.sqrt(2 * self.widths[level])
             entries[self.on_diagonal[level]] = np.logaddexp(0, entries[self.on_diagonal[level]])
             B = np.zeros((d, d))
             B[self.lower[level]] = entries
@@ -213,7 +214,7 @@ class _Coordinates:
             entries = B[self.lower[level]]
             b = entries[self.on_diagonal[level]]
             entries[self.on_diagonal[level]] = b + np.log(-np.expm1(-b))
-            parts.append(entries * math.sqrt(self.widths[level]))
+            parts.append(entries * math.sqrt(2 * self.widths[level]))
         return np.concatenate(parts)
 
     def inverse(self, U: Sequence[Tensor], name: str) -> list[NDArray]:
@@ -253,7 +254,7 @@ class _Coordinates:
             entries, diagonal = (left.T @ slope + 2 * N * B)[self.lower[level]], self.on_diagonal[level]
             b = B.diagonal()
             entries[diagonal] = (entries[diagonal] - 2 * N / b) * -np.expm1(-b)
-            parts.append(entries / math.sqrt(N))
+            parts.append(entries / math.sqrt(2 * N))
             inner = len(B) // H
             blocks = (slope @ B.T).reshape(H, inner, H, inner)
             slope = self.deviations[level] * np.einsum("hihj->ij", blocks)
@@ -324,7 +325,8 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
     """A stationary point by a quasi-Newton method, and the norm of the gradient there.
 
     Line searches end where differences of the action drown in rounding, often at gradients of about 1e-6.  Gradients
-    are still good there, so the last steps ask for nothing else: the best point of a few full steps counts.
+    are still good there.  So the search ends early, and the curvatures that it has learned are put to steps that ask
+    for a small gradient and for nothing else; where those fail, it goes on.
     """
     last = objective(start)[0]
     if last == math.inf:
@@ -338,16 +340,28 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
         last = value
         return value, gradient
 
-    found = minimize(guarded, start, jac=True, method="L-BFGS-B",
-                     options={"maxiter": max_iter, "maxfun": 2 * max_iter, "maxcor": 30, "ftol": 0.0,
-                              "gtol": 0.1 * tol / math.sqrt(len(start))})
+    best = start
+    for target in (1e-3, 1e-5, 0.0):
+        found = minimize(guarded, best, jac=True, method="L-BFGS-B",
+                         options={"maxiter": max_iter, "maxfun": 2 * max_iter, "maxcor": 30, "ftol": 0.0,
+                                  "gtol": max(target, 0.1 * tol) / math.sqrt(len(start))})
+        best, norm = _polish(objective, found, 0.1 * tol)
+        max_iter -= found.nit
+        if norm <= tol or max_iter <= 0:
+            break
+    return best, norm
+
+
+def _polish(objective, found, tol: float) -> tuple[NDArray, float]:
+    """The best of some full quasi-Newton steps, by the norm of the gradient, from the end of a search."""
     theta, gradient = found.x, objective(found.x)[1]
     best, norm = theta, np.linalg.norm(gradient)
     steps, changes = list(found.hess_inv.sk), list(found.hess_inv.yk)
-    for _ in range(20):
-        if norm <= 0.1 * tol or not steps:
+    for _ in range(30):
+        if norm <= tol:
             break
-        step = -LbfgsInvHessProduct(np.array(steps), np.array(changes)).matvec(gradient)
+        pairs = (np.reshape(vectors, (-1, len(theta))) for vectors in (steps, changes))
+        step = -LbfgsInvHessProduct(*pairs).matvec(gradient)
         new = objective(theta + step)[1]
         if new is None or not np.linalg.norm(new) < 100 * norm:
             break
@@ -398,9 +412,8 @@ def solve_order_parameters(
     starts : sequence of hierarchies, optional
         Further points to start from, each a list like ``Solution.U``; the solution at another width, for one.
     tol : float
-        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  There
-        the prior's second derivatives are 1.6 and 2 at its mean, whatever the widths, so that the action is about
-        ``tol**2 / 2`` above its minimum.
+        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  They are scaled
+        so that the action is then about ``tol**2 / 2`` above its minimum.
     max_iter : int
         Quasi-Newton steps from each start at most.
 
