@@ -146,10 +146,10 @@ class _Energy:
         biggest, asymmetry = 0.0, 0.0
         for row, a, b in zip(self.packed, *self.pairs, strict=True):
             block, mirror = kernels[a, b].cpu().double().numpy(), kernels[b, a].cpu().double().numpy()
+            if not (np.isfinite(block).all() and np.isfinite(mirror).all()):
+                raise ValueError("kernels has entries that are not finite numbers")
             biggest, asymmetry = max(biggest, abs(block).max()), max(asymmetry, abs(block - mirror.T).max())
             row[:] = ((block + mirror) / 2)[self.lower]
-        if not math.isfinite(biggest):
-            raise ValueError("kernels has entries that are not finite numbers")
         if asymmetry > torch.finfo(kernels.dtype).eps ** 0.5 * biggest:
             raise ValueError("kernels[a, b] must be the transpose of kernels[b, a], which inner products of the "
                              f"same inputs are; they differ by up to {asymmetry:.3g}")
@@ -345,19 +345,19 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
         found = minimize(guarded, best, jac=True, method="L-BFGS-B",
                          options={"maxiter": max_iter, "maxfun": 2 * max_iter, "maxcor": 30, "ftol": 0.0,
                                   "gtol": max(target, 0.1 * tol) / math.sqrt(len(start))})
-        best, norm = _polish(objective, found, 0.1 * tol)
         max_iter -= found.nit
+        best, norm = _polish(objective, found, 0.1 * tol, min(max_iter, 30))
         if norm <= tol or max_iter <= 0:
             break
     return best, norm
 
 
-def _polish(objective, found, tol: float) -> tuple[NDArray, float]:
+def _polish(objective, found, tol: float, max_iter: int) -> tuple[NDArray, float]:
     """The best of some full quasi-Newton steps, by the norm of the gradient, from the end of a search."""
     theta, gradient = found.x, objective(found.x)[1]
     best, norm = theta, np.linalg.norm(gradient)
     steps, changes = list(found.hess_inv.sk), list(found.hess_inv.yk)
-    for _ in range(30):
+    for _ in range(max_iter):
         if norm <= tol:
             break
         pairs = (np.reshape(vectors, (-1, len(theta))) for vectors in (steps, changes))
