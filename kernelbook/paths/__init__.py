@@ -1,4 +1,11 @@
-"""The statistical mechanics of attention paths: what a deep network of fixed attention learns at finite width."""
+"""The statistical mechanics of attention paths: what a deep network of fixed attention learns at finite width.
+
+From data and attention to kernels between paths (:func:`path_inputs`, :func:`path_kernels`), from these to the order
+parameter (:func:`solve_order_parameters`), and from it to predictions (:func:`predict`) and to what each head is worth
+(:func:`head_scores`).  None of this knows how attention came about.  The network itself is in
+:mod:`kernelbook.paths.network`, its exact posterior in :mod:`kernelbook.paths.sampling`, and a task to try all of it on
+in :mod:`kernelbook.paths.hidden_markov`.
+"""
 
 from .action import Architecture, action, action_gradients, energy, entropy, virial, whitened
 from .diagnostics import Alignment, head_scores, kernel_alignment, prune_heads, task_alignment

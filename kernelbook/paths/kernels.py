@@ -17,6 +17,7 @@ Python.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -33,10 +34,10 @@ _STOCHASTIC = 1e-5      # how far a column of attention may sum from 1: attentio
 def checked_heads(heads: Sequence[int]) -> tuple[int, ...]:
     """The numbers of heads as a tuple, or a ValueError."""
     heads = tuple(heads)
-    if any(isinstance(h, bool) or not isinstance(h, int) or h < 1 for h in heads):
+    if any(isinstance(h, bool) or not isinstance(h, numbers.Integral) or h < 1 for h in heads):
         raise ValueError(f"heads must be the number of heads of each layer, positive integers (H_1, ..., H_L), "
                          f"not {heads}")
-    return heads
+    return tuple(int(h) for h in heads)
 
 
 def _one_head(heads: tuple[int, ...], layer: int, head: int) -> None:

@@ -10,7 +10,7 @@ The solver works in coordinates in which the prior is simple.  With lower triang
 
 every hierarchy is positive definite and the prior's part of the action is a sum over the entries of all :math:`B_l`,
 
-.. math:: \sum_lN_l\Bigl[\lVert B_l\rVert_F^2-2\sum_i\ln(B_l)_{ii}-d_l\Bigr].
+.. math:: \sum_lN_l\Bigl[\lVert B_l\rVert_F^2-2\sum_i\ln(B_l)_{ii}-d_l\Bigr],
 
 a convex function of the unknowns :math:`\theta_l`: these are :math:`\sqrt{2N_l}` times the entries of :math:`B_l`,
 where of a diagonal entry :math:`b=\ln(1+e^t)` the unknown is :math:`t`, which grows like :math:`b` and falls like
@@ -145,7 +145,7 @@ class _Energy:
         self.packed = np.empty((len(self.pairs[0]), len(self.lower[0])))
         biggest, asymmetry = 0.0, 0.0
         for row, a, b in zip(self.packed, *self.pairs, strict=True):
-            block, mirror = kernels[a, b].cpu().double().numpy(), kernels[b, a].cpu().double().numpy()
+            block, mirror = (kernels[i].detach().cpu().double().numpy() for i in ((a, b), (b, a)))
             if not (np.isfinite(block).all() and np.isfinite(mirror).all()):
                 raise ValueError("kernels has entries that are not finite numbers")
             biggest, asymmetry = max(biggest, abs(block).max()), max(asymmetry, abs(block - mirror.T).max())
@@ -154,9 +154,7 @@ class _Energy:
             raise ValueError("kernels[a, b] must be the transpose of kernels[b, a], which inner products of the "
                              f"same inputs are; they differ by up to {asymmetry:.3g}")
         self.weights = np.where(self.pairs[0] == self.pairs[1], 1.0, 2.0) / self.paths
-        self.diagonal = np.flatnonzero(self.lower[0] == self.lower[1])
-        self.twice = np.full(len(self.lower[0]), 2.0)
-        self.twice[self.diagonal] = 1.0
+        self.twice = np.where(self.lower[0] == self.lower[1], 1.0, 2.0)
 
     def kernel(self, U: NDArray) -> NDArray:
         """The lower triangle of K(U)."""
@@ -353,17 +351,20 @@ def _descend(objective, start: NDArray, tol: float, max_iter: int) -> tuple[NDAr
 
 
 def _polish(objective, found, tol: float, max_iter: int) -> tuple[NDArray, float]:
-    """The best of some full quasi-Newton steps, by the norm of the gradient, from the end of a search."""
-    theta, gradient = found.x, objective(found.x)[1]
-    best, norm = theta, np.linalg.norm(gradient)
+    """The best of some full quasi-Newton steps, by the norm of the gradient, from the end of a search.
+
+    Of those that do not climb: a small gradient alone would do for a saddle, too.
+    """
+    theta, (value, gradient) = found.x, objective(found.x)
+    best, norm, most = theta, np.linalg.norm(gradient), value + 1e-10 * (1 + abs(value))
     steps, changes = list(found.hess_inv.sk), list(found.hess_inv.yk)
     for _ in range(max_iter):
         if norm <= tol:
             break
         pairs = (np.reshape(vectors, (-1, len(theta))) for vectors in (steps, changes))
         step = -LbfgsInvHessProduct(*pairs).matvec(gradient)
-        new = objective(theta + step)[1]
-        if new is None or not np.linalg.norm(new) < 100 * norm:
+        value, new = objective(theta + step)
+        if new is None or value > most or not np.linalg.norm(new) < 100 * norm:
             break
         if step @ (new - gradient) > 0:
             steps.append(step)
