@@ -147,7 +147,7 @@ def main(write, sizes=(100, 300, 600), widths=WIDTHS, rounds=ROUNDS, steps=STEPS
     if write:
         path = Path(__file__).resolve().parent.parent / "results" / "benchmark-paths.json"
         about["versions"] |= {name: version(name) for name in ("numpy", "scipy")}
-        record = {"kind": "benchmark", "name": path.stem, "rounds": ROUNDS, "rows": rows, "memory": peak,
+        record = {"kind": "benchmark", "name": path.stem, "rounds": rounds, "rows": rows, "memory": peak,
                   "provenance": about}
         write_whole(path, json.dumps(record, indent=1) + "\n")
 
