@@ -144,6 +144,8 @@ def test_the_linear_model_is_chosen_by_the_validation_texts_only(monkeypatch):
     assert "2-grams" in chosen.description and chosen.valid_accuracy == 1
     assert chosen.predict(["ant bee", "bee ant"]) == ["up", "down"]
     assert {"ant", "bee", "ant bee", "bee ant"} <= set(chosen.pipeline[0].vocabulary_)
+    single = tfidf(texts, texts[:20], grid=[(1, 10.0)])
+    assert single.description.startswith("words") and "C=10" in single.description and single.valid_accuracy < 0.8
     # And where words do, the simplest that is best; as if fitted by hand.
     it = corpus()
     each = {}

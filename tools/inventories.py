@@ -67,7 +67,7 @@ INVENTORIES = {
         ("py:class", "tensor_attributes.html#$", "torch.dtype torch.device"),
         ("py:class", "generated/$.html#$",
          "torch.Generator torch.nn.Module torch.nn.MultiheadAttention torch.nn.Linear torch.nn.Embedding "
-         "torch.nn.LayerNorm torch.nn.Dropout torch.optim.AdamW"),
+         "torch.nn.LayerNorm torch.nn.Dropout torch.nn.ParameterList torch.optim.AdamW"),
         ("py:class", "generated/torch.nn.parameter.Parameter.html#$", "torch.nn.parameter.Parameter"),
         ("py:class", "optim.html#$", "torch.optim.Optimizer"),
         ("py:class", "data.html#$", "torch.utils.data.Dataset torch.utils.data.DataLoader torch.utils.data.Sampler"),

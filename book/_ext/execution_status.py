@@ -27,12 +27,12 @@ class ExecutionStatus(SphinxDirective):
         rows = [[self._link(documents[name]), f"{entries[name]['seconds']:.1f}", _machine(entries[name]["machine"])]
                 for name in names]
         rows.append(["Together", f"{sum(e['seconds'] for e in entries.values()):.1f}", ""])
-        times = _table(["Chapter", "Seconds", "Machine"], rows, widths=[50, 15, 35])
+        times = table(["Chapter", "Seconds", "Machine"], rows, widths=[50, 15, 35])
 
         packages = sorted({p for e in entries.values() for p in e["versions"]}, key=lambda p: (p != "python", p))
         rows = [[p, ", ".join(sorted({e["versions"][p] for e in entries.values() if p in e["versions"]}))]
                 for p in packages]
-        return [times, _table(["Package", "Version"], rows, widths=[50, 50])]
+        return [times, table(["Package", "Version"], rows, widths=[50, 50])]
 
     def _document(self, name: str) -> str:
         found = [d for d in self.env.found_docs if d.rsplit("/", 1)[-1] == name]
@@ -54,7 +54,7 @@ def _machine(machine: dict) -> str:
     return f"{machine['system']}, {machine['cpus']} CPUs, {threads} thread{'s' * (threads != 1)}"
 
 
-def _table(head: list[str], rows: list[list], widths: list[int]) -> nodes.table:
+def table(head: list[str], rows: list[list], widths: list[int]) -> nodes.table:
     group = nodes.tgroup("", *(nodes.colspec(colwidth=w) for w in widths), cols=len(head))
     group += nodes.thead("", _row(head))
     group += nodes.tbody("", *map(_row, rows))

@@ -37,6 +37,7 @@ ELSEWHERE = {
     "Axes": "matplotlib.axes.Axes",
     "Line2D": "matplotlib.lines.Line2D",
     "Path": "pathlib.Path",
+    **{name: f"jaxtyping.{name}" for name in ("Bool", "Float", "Int")},
     **{name: f"collections.abc.{name}" for name in ("Callable", "Iterable", "Iterator", "Mapping", "Sequence")},
 }
 

@@ -187,7 +187,7 @@ def action(
     variances: Sequence[float],
     temperature: float,
 ) -> Float[Tensor, ""]:
-    r"""The action :math:`S` of a hierarchy of order parameters, its constants included, as written above.
+    r"""The action :math:`S` of a hierarchy of order parameters, its constants included, as its module writes it.
 
     Parameters
     ----------
@@ -332,14 +332,10 @@ def action_gradients(
 
 
 class Virial(NamedTuple):
-    """What :func:`virial` returns.
+    r"""What :func:`virial` returns: both sides of the theorem.
 
-    Attributes
-    ----------
-    levels : Tensor
-        :math:`N_l(\\operatorname{tr}M_l-d_l)`, ``(L + 1,)``.
-    Q : Tensor
-        :math:`\\alpha^{\\mathsf T}K\\alpha-\\operatorname{tr}(K_T^{-1}K)`, a scalar.
+    The left sides :math:`N_l(\operatorname{tr}M_l-d_l)`, ``(L + 1,)``; and
+    :math:`Q=\alpha^{\mathsf T}K\alpha-\operatorname{tr}(K_T^{-1}K)`, a scalar.
     """
 
     levels: Float[Tensor, " levels"]

@@ -21,14 +21,10 @@ __all__ = ["Alignment", "head_scores", "kernel_alignment", "prune_heads", "task_
 # ------------------------------------------------------------------------- a kernel and its task
 
 class Alignment(NamedTuple):
-    """What :func:`task_alignment` returns.
+    """What :func:`task_alignment` returns: the eigenvalues of the kernel, descending, and overlaps, both ``(P,)``.
 
-    Attributes
-    ----------
-    eigenvalues : Tensor
-        Of the kernel, descending, ``(P,)``.
-    overlaps : Tensor
-        Of its principal components with the labels, ``(P,)``; the sum of their squares is 1 for labels of -1 and +1.
+    The overlaps are those of its principal components with the labels.  The sum of their squares is 1 for labels of -1
+    and +1.
     """
 
     eigenvalues: Float[Tensor, " P"]

@@ -275,7 +275,7 @@ def path_diagonal(inputs: Float[Tensor, "Pi P N_0"], variance: float = 1.0) -> F
     return torch.einsum("apn,bpn->abp", inputs, inputs) * (_variance(variance) / inputs.shape[-1])
 
 
-def combine(U: Float[Tensor, "*batch Pi Pi"], kernels: Float[Tensor, "Pi Pi *rest"]) -> Float[Tensor, "*batch *rest"]:
+def combine(U: Float[Tensor, "*batch Pi Pi"], kernels: Float[Tensor, "Pi Pi *rest"]) -> Float[Tensor, "*shape"]:
     r"""The kernel of an order parameter, :math:`K(U)=\frac1\Pi\sum_{\pi\pi'}U_{\pi\pi'}C_{\pi\pi'}`.
 
     Parameters

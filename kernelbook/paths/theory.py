@@ -114,13 +114,7 @@ class Solution:
 
 
 class Prediction(NamedTuple):
-    """Mean and variance of the network's output; the noise, of variance :math:`T`, is no part of it.
-
-    Attributes
-    ----------
-    mean, variance : Tensor
-        ``(..., P_test)``.
-    """
+    """Mean and variance of the network's output, ``(..., P_test)``, without the noise of variance :math:`T`."""
 
     mean: Float[Tensor, "*batch P_test"]
     variance: Float[Tensor, "*batch P_test"]
@@ -410,11 +404,12 @@ def solve_order_parameters(
         :math:`(\sigma_0^2,\dots,\sigma_L^2,\sigma_a^2)`.
     temperature : float
         :math:`T`, the variance of the noise, positive.
-    starts : sequence of hierarchies, optional
+    starts : sequence of list of Tensor, optional
         Further points to start from, each a list like ``Solution.U``; the solution at another width, for one.
     tol : float
-        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of this module.  They are scaled
-        so that the action is then about ``tol**2 / 2`` above its minimum.
+        The Euclidean norm of the gradient to reach, in the coordinates :math:`\theta` of
+        :mod:`kernelbook.paths.theory`.  They are scaled so that the action is then about ``tol**2 / 2`` above its
+        minimum.
     max_iter : int
         Quasi-Newton steps from each start at most.
 

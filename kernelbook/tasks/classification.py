@@ -220,19 +220,22 @@ class TfIdf:
         return self.pipeline.predict(texts).tolist()
 
 
-def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) -> TfIdf:
+def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]],
+          grid: Sequence[tuple[int, float]] = GRID) -> TfIdf:
     r"""Fit a logistic regression on TF-IDF weights of words, the strong simple baseline of text classification.
 
     The weight of an n-gram that occurs :math:`f>0` times in a text is :math:`(1+\ln f)(1+\ln\frac{1+n}{1+n_g})`, where
     :math:`n_g` of the :math:`n` training texts have it; the weights of a text are scaled to norm 1.  Case is ignored.
     Each label is told from the rest by a regression of its own, and the most probable is taken.
-    The length of n-grams and the regularisation are those of ``GRID`` with the best accuracy on the validation
+    The length of n-grams and the regularisation are those of ``grid`` with the best accuracy on the validation
     texts, the simpler where several are best; they are not fitted again with the validation texts.
 
     Parameters
     ----------
     train, valid : sequence of tuple
         Texts with their labels: fitted to the one, chosen by the other.
+    grid : sequence of tuple
+        What to choose from: the longest n-grams of words, and the inverse strength of the regularisation.
 
     Returns
     -------
@@ -246,11 +249,11 @@ def tfidf(train: Sequence[tuple[str, str]], valid: Sequence[tuple[str, str]]) ->
     texts, labels = [text for text, _ in train], [label for _, label in train]
     valid_texts, valid_labels = [text for text, _ in valid], [label for _, label in valid]
     best: TfIdf | None = None
-    for longest in sorted({words for words, _ in GRID}):
+    for longest in sorted({words for words, _ in grid}):
         vectoriser = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, longest), max_features=FEATURES,
                                      token_pattern=r"(?u)\b\w+\b")
         x, y = vectoriser.fit_transform(texts), vectoriser.transform(valid_texts)
-        for c in sorted(c for words, c in GRID if words == longest):
+        for c in sorted(c for words, c in grid if words == longest):
             model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear")).fit(x, labels)
             right = accuracy(model.predict(y), valid_labels)
             if best is None or right > best.valid_accuracy:
