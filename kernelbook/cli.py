@@ -97,7 +97,7 @@ def _kernel(name: str, options: list[str]) -> Kernel:
 
 @app.command(no_args_is_help=True)
 def train(
-    task: Annotated[str, typer.Argument(help="translation, language-modelling, classification or recall.",
+    task: Annotated[str, typer.Argument(help="translation, language-modelling, classification, recall or one-shot.",
                                         show_default=False)],
     kernel: Annotated[str, typer.Option(help="Kernel of every attention; a wrong name lists the right ones.")] = "edp",
     preset: Annotated[str, typer.Option(help="Size of the run: smoke (seconds), quick (3 minutes on 2 CPU cores), "
@@ -237,7 +237,7 @@ class _Progress:
             self.bar.update(self.task, total=event["of"], completed=event["evaluated"])
 
 
-_THINGS = {"translation": "pairs", "classification": "texts", "recall": "sequences"}
+_THINGS = {"translation": "pairs", "classification": "texts", "recall": "sequences", "one-shot": "episodes"}
 _METRICS = {"bleu": "BLEU", "perplexity": "perplexity", "accuracy": "accuracy"}
 
 
@@ -436,7 +436,7 @@ def results_show(record: Annotated[Path, typer.Argument(help="Of one run: its JS
     _show(load(record / "record.json" if record.is_dir() else record))
 
 
-_SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="five-kernels, dimension or controls.",
+_SuiteName = Annotated[str, typer.Argument(metavar="SUITE", help="five-kernels, dimension, controls or one-shot.",
                                            show_default=False)]
 _SuitePreset = Annotated[str, typer.Option(help="Size of every run: smoke, quick (at most 90 s each on one core), "
                                                 "laptop or gpu.")]

@@ -164,6 +164,15 @@ SUITES: dict[str, Suite] = {suite.name: suite for suite in (
                     match="temperature"),
         ),
         "EDP", ("translation", "recall")),
+    Suite(
+        "one-shot",
+        "What does the kernel do to a network of attention paths that compares images it has never seen?",
+        (
+            Variant("EDP", "the reference: standard attention, as in the literature on attention paths"),
+            Variant("RBF", "a nearest-neighbour kernel: weight falls with the distance of query and key", "rbf"),
+            Variant("quadratic", "finite dimension, never negative, even: opposite keys weigh alike", "quadratic"),
+        ),
+        "EDP", ("one-shot",)),
 )}
 """Every suite by name."""
 
@@ -175,7 +184,7 @@ CHANGES: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
 }
 
 #: Corpora that are taken where the reader has them and names no other: the standard small sets, read from a folder.
-PREFERRED = {"translation": ("multi30k",), "classification": ("sst2",)}
+PREFERRED = {"translation": ("multi30k",), "classification": ("sst2",), "one-shot": ("omniglot",)}
 
 #: What each task builds; a number of parameters is compared between models of one architecture.
 ARCHITECTURES = {"translation": "encoder-decoder", "language-modelling": "decoder", "classification": "classifier",
@@ -303,10 +312,8 @@ def feedforward_matched(config: TransformerConfig, count: int) -> int:
 @functools.cache
 def parameter_count(config: TransformerConfig) -> int:
     """Number of trained numbers of a model that is never made."""
-    from .models import Transformer
-
     with torch.device("meta"):
-        return Transformer(config).parameter_count
+        return config.build().parameter_count
 
 
 # ------------------------------------------------------------------------- the runs

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,36 @@ from .attention.definition import check_normaliser
 from .kernels import Kernel, from_config, get
 from .positions import sinusoidal
 
-__all__ = ["TransformerConfig", "Transformer", "DecoderCache", "ARCHITECTURES"]
+__all__ = ["ModelConfig", "TransformerConfig", "Transformer", "DecoderCache", "ARCHITECTURES"]
 
 ARCHITECTURES = ("encoder-decoder", "decoder", "classifier")
+
+
+class ModelConfig(Protocol):
+    """What the configuration of any model that can be trained provides: a frozen dataclass of plain values.
+
+    The model that it builds is a :class:`torch.nn.Module` with ``config`` and ``parameter_count``.
+
+    Attributes
+    ----------
+    kernel : Kernel
+        Of every attention.
+    normaliser : str
+        As in :func:`kernelbook.attention.attend`.
+    """
+
+    kernel: Kernel
+    normaliser: str
+
+    def build(self) -> nn.Module:
+        """A model with weights drawn anew."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values from which :meth:`from_dict` makes it again."""
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> Self:
+        """The configuration that :meth:`to_dict` described."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +118,10 @@ class TransformerConfig:
                              f"and heads is {self.heads}")
         if not 0 <= self.pad_id < self.vocabulary:
             raise ValueError(f"pad_id must be a token, from 0 to {self.vocabulary - 1}, not {self.pad_id}")
+
+    def build(self) -> Transformer:
+        """A model with weights drawn anew."""
+        return Transformer(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values from which :meth:`from_dict` makes it again."""

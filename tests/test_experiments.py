@@ -49,9 +49,10 @@ def test_a_plan_is_a_list_of_different_runs_that_never_changes(suite):
 
 
 def test_what_suites_have_in_common_is_one_run():
-    names = [{run.name for run in plan(suite, "quick", seeds=1)} for suite in SUITES]
+    suites = [suite for suite in SUITES.values() if "recall" in suite.tasks]
+    names = [{run.name for run in plan(suite, "quick", seeds=1)} for suite in suites]
     edp = run_name("recall", "synthetic", "edp", "quick", 0)
-    assert all(edp in one for one in names)
+    assert len(names) == 3 and all(edp in one for one in names)
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -67,7 +68,8 @@ def test_the_printed_command_makes_the_run_of_that_name(suite, preset):
         assert run.name == run_name(run.task, run.corpus or "synthetic", kernel, preset, 0, normaliser=normaliser,
                                     model=model, settings=settings, options=options)
         size = TASKS[run.task].presets[preset].of(run.corpus)
-        TransformerConfig("decoder", 8, kernel=kernel, normaliser=normaliser, **size.model | model)     # it fits
+        kind = TASKS[run.task]
+        kind.config(**kind.stand_in, kernel=kernel, normaliser=normaliser, **size.model | model)        # it fits
 
 
 RESULTS = Path(__file__).parent.parent / "results"

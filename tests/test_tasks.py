@@ -20,6 +20,7 @@ from kernelbook import kernels, results, tasks
 from kernelbook.data import DataError
 from kernelbook.files import save_tensors
 from kernelbook.models import TransformerConfig
+from kernelbook.paths import PathNetworkConfig
 from kernelbook.tasks.run import overrides
 from kernelbook.training import OutOfMemory, Settings, load_model
 
@@ -41,13 +42,16 @@ def folders(tmp_path_factory):
         (root / "labels" / f"{split}.tsv").write_text(
             "\n".join(f"{'good' if i % 2 else 'bad'}\t{line}" for i, line in enumerate(part)))
     return {"translation": root / "pairs-de-en", "language-modelling": root / "prose",
-            "classification": root / "labels", "recall": None}
+            "classification": root / "labels", "recall": None, "one-shot": None}
 
 
 @pytest.fixture(scope="module")
-def trained(folders, tmp_path_factory):
+def trained(folders, tmp_path_factory, request):
     """Folders of finished runs, one of each task, and their records."""
     root = tmp_path_factory.mktemp("trained")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.delenv("KERNELBOOK_DATA", raising=False)       # as the command's tests have it
+    request.addfinalizer(monkeypatch.undo)
     return {task: (root / task, tasks.train(task, preset="smoke", data_dir=folder, settings={"steps": 2},
                                             out=root / task)[0]) for task, folder in folders.items()}
 
@@ -137,7 +141,8 @@ def test_names_of_values_that_cannot_stand_in_a_file_name():
 
 def test_no_name_of_a_value_begins_with_that_of_another():
     """Else name and value could be read in two ways."""
-    groups = [Settings, TransformerConfig, *{type(kernels.get(name)) for name in kernels.available()}]
+    groups = [Settings, TransformerConfig, PathNetworkConfig,
+              *{type(kernels.get(name)) for name in kernels.available()}]
     groups = [[f.name for f in dataclasses.fields(g)] for g in groups]
     groups += [list(tasks.run._option_types(kind)) for kind in tasks.TASKS.values()]
     for names in groups:

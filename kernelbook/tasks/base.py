@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from ..data import fingerprint
-from ..models import Transformer
+from ..models import ModelConfig, TransformerConfig
 from ..training import Settings, Task
 
-__all__ = ["Preset", "Outcome", "Prepared", "TaskKind", "first", "spread"]
+__all__ = ["Preset", "Outcome", "Prepared", "TaskKind", "first", "seeded", "spread"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Preset:
     settings : Settings
         Of the training.
     model : dict
-        Numbers of :class:`kernelbook.models.TransformerConfig`.
+        Numbers of the task's configuration: :class:`kernelbook.models.TransformerConfig`, say.
     options : dict
         What the task makes of a corpus: size of the vocabulary, lengths, how many examples; each task says which.
     corpora : dict of Preset
@@ -109,7 +110,8 @@ class Prepared(Task, Protocol):
     Attributes
     ----------
     config : dict
-        Of :class:`kernelbook.models.TransformerConfig`: ``architecture``, ``vocabulary``, ``pad_id``, ``classes``.
+        What the corpus decides of the model: of :class:`kernelbook.models.TransformerConfig` ``architecture``,
+        ``vocabulary``, ``pad_id``, ``classes``.
     data : dict
         For the record: ``name``, ``corpus``, ``origin``, ``fingerprint``, ``licence``, the sizes ``train``, ``valid``
         and ``test``, and what else tells this corpus from another.
@@ -127,7 +129,7 @@ class Prepared(Task, Protocol):
     metadata: dict[str, Any]
     decoding: str
 
-    def evaluate(self, model: Transformer, device: torch.device, progress: Callable[[int, int], None],
+    def evaluate(self, model: torch.nn.Module, device: torch.device, progress: Callable[[int, int], None],
                  split: str = "test") -> Outcome:
         """Metrics of a trained model on a split, ``"test"`` or ``"valid"``; their names begin with that of the split.
 
@@ -154,6 +156,10 @@ class TaskKind:
     prepare : callable
         ``prepare(corpus, data_dir, preset) -> Prepared``.  ``preset.of(name of the corpus)`` is the run's own: its
         settings, the seed among them, and its options.
+    config : type
+        Of the models that are trained for it: a :class:`kernelbook.models.ModelConfig`.
+    stand_in : dict
+        Any values for what the corpus will decide of that configuration, so that the rest can be checked before.
     """
 
     name: str
@@ -162,6 +168,8 @@ class TaskKind:
     corpus: str | None
     presets: Mapping[str, Preset]
     prepare: Callable[[str | None, Path | None, Preset], Prepared]
+    config: type[ModelConfig] = TransformerConfig
+    stand_in: Mapping[str, Any] = field(default_factory=lambda: {"architecture": "decoder", "vocabulary": 1})
 
 
 def first(corpus: Any, train: int | None, held_out: int | None) -> Any:
@@ -170,6 +178,11 @@ def first(corpus: Any, train: int | None, held_out: int | None) -> Any:
     if kept == corpus.splits:
         return corpus
     return replace(corpus, name=f"{corpus.name} (first {len(kept['train'])})", fingerprint=fingerprint(kept), **kept)
+
+
+def seeded(text: str) -> torch.Generator:
+    """Random numbers from a text's hash: those of "1/12" and "11/2" are unrelated."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..evaluation import accuracy
 from ..models import Transformer
 from ..training import Settings
-from .base import Outcome, Preset, TaskKind, spread
+from .base import Outcome, Preset, TaskKind, seeded, spread
 
 __all__ = ["Recall", "RECALL", "PRESETS"]
 
@@ -86,7 +86,7 @@ class Recall:
         self.epoch_sequences = epoch_sequences
         self._held_out: set[bytes] = set()
         # The same in every run of these sizes, whatever its seed.
-        tokens, answers = self._draw(2 * held_out, _generator("held out"), apart=True)
+        tokens, answers = self._draw(2 * held_out, seeded("held out"), apart=True)
         self.valid, self.test = (tokens[:held_out], answers[:held_out]), (tokens[held_out:], answers[held_out:])
         self._held_out = {row.tobytes() for row in tokens.numpy()}
         self._epoch: tuple[int, tuple[Tensor, Tensor]] | None = None
@@ -131,7 +131,7 @@ class Recall:
     def sequences(self, epoch: int) -> tuple[Int[Tensor, "count length"], Int[Tensor, " count"]]:
         """The training sequences of an epoch and their answers: a function of (seed, epoch)."""
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, self._draw(self.epoch_sequences, _generator(f"{self.settings.seed}/{epoch}"))
+            self._epoch = epoch, self._draw(self.epoch_sequences, seeded(f"{self.settings.seed}/{epoch}"))
         return self._epoch[1]
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -197,11 +197,6 @@ class Recall:
     def text(self, tokens: list[int]) -> str:
         """Tokens as people read them: ``k3 v7 k1 v2 k3``."""
         return " ".join("pad" if t == 0 else f"k{t}" if t <= self.keys else f"v{t - self.keys}" for t in tokens)
-
-
-def _generator(text: str) -> torch.Generator:
-    """Random numbers from a text's hash: those of "1/12" and "11/2" are unrelated."""
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
 
 def prepare(corpus: str | None, data_dir: Path | None, preset: Preset) -> Recall:

@@ -22,7 +22,7 @@ from ..attention.definition import check_normaliser
 from ..data import CORPORA, DataError
 from ..files import FileError
 from ..kernels import Kernel, get
-from ..models import Transformer, TransformerConfig
+from ..models import ModelConfig
 from ..results import Record, provenance
 from ..training import Interrupted, OutOfMemory, Settings, fit, load_model, make_fabric, save_model
 from ..training import estimate as estimated
@@ -30,6 +30,7 @@ from ..training.machine import on_first
 from .base import Outcome, Prepared, Preset, TaskKind
 from .classification import CLASSIFICATION
 from .language_modelling import LANGUAGE_MODELLING
+from .one_shot import ONE_SHOT
 from .recall import RECALL
 from .translation import TRANSLATION
 
@@ -40,6 +41,7 @@ TASKS: dict[str, TaskKind] = {kind.name: kind for kind in (
     LANGUAGE_MODELLING,
     CLASSIFICATION,
     RECALL,
+    ONE_SHOT,
 )}
 """Every task by name."""
 
@@ -63,7 +65,7 @@ def find_preset(kind: TaskKind, name: str) -> Preset:
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "none"}
 _GIVEN = {"model": {"kernel": "--kernel (kernel=)", "normaliser": "--normaliser (normaliser=)",
                     "vocabulary": "the task, from its corpus"}
-          | dict.fromkeys(("architecture", "classes", "pad_id"), "the task"),
+          | dict.fromkeys(("architecture", "classes", "pad_id", "features"), "the task"),
           "setting": {"seed": "--seed (seed=)"}, "option": {}}
 
 
@@ -76,7 +78,7 @@ def overrides(kind: TaskKind, *, model: Mapping[str, Any] | None = None, setting
     ValueError
         If a name is unknown (the message lists the known ones), is set elsewhere, or its value has another type.
     """
-    return {"model": _typed("model", model or {}, _field_types(TransformerConfig)),
+    return {"model": _typed("model", model or {}, _field_types(kind.config)),
             "settings": _typed("setting", settings or {}, _field_types(Settings)),
             "options": _typed("option", options or {}, _option_types(kind))}
 
@@ -101,7 +103,7 @@ def _typed(what: str, given: Mapping[str, Any], known: Mapping[str, set[type]]) 
     free = [name for name in known if name not in _GIVEN[what]]
     found = {}
     for name, value in given.items():
-        if name in _GIVEN[what]:
+        if name in known and name in _GIVEN[what]:
             raise ValueError(f"{what} {name} is given by {_GIVEN[what][name]}")
         if name not in free:
             near = difflib.get_close_matches(name, free, n=1)
@@ -162,7 +164,7 @@ def run_name(task: str, corpus: str, kernel: str | Kernel, preset: str, seed: in
     kind, kernel = find_task(task), get(kernel)
     size = find_preset(kind, preset).of(corpus)
     own = overrides(kind, model=model, settings=settings, options=options)
-    usual = {f.name: f.default for f in fields(TransformerConfig)} | size.model
+    usual = {f.name: f.default for f in fields(kind.config)} | size.model
     listed = {name: value.get(corpus) if isinstance(value, dict) else value for name, value in size.options.items()}
     changed = {"model": {k: v for k, v in own["model"].items() if v != usual[k]},
                "settings": {k: v for k, v in own["settings"].items() if v != getattr(size.settings, k)
@@ -222,16 +224,16 @@ class _Run:
     size: Preset
     fabric: Fabric
     prepared: Prepared
-    config: TransformerConfig
+    config: ModelConfig
     name: str
     out: Path
     precision: str
     origin: dict[str, Any]
 
-    def network(self) -> Transformer:
+    def network(self) -> torch.nn.Module:
         """The model as training finds it; the seed decides."""
         torch.manual_seed(self.size.settings.seed)
-        return Transformer(self.config)
+        return self.config.build()
 
     def identity(self) -> dict[str, Any]:
         """What, beside the settings, makes the run what it is."""
@@ -239,7 +241,7 @@ class _Run:
                 "model": self.config.to_dict(), "data": self.prepared.data["fingerprint"],
                 "precision": self.precision}
 
-    def record(self, network: Transformer, history: list[dict[str, float]], found: Outcome, began: float) -> Record:
+    def record(self, network: torch.nn.Module, history: list[dict[str, float]], found: Outcome, began: float) -> Record:
         """What came of it."""
         settings, last = self.size.settings, history[-1]
         config = {"model": self.config.to_dict(), "settings": asdict(settings), "options": self.size.options,
@@ -272,7 +274,7 @@ def _begin(
     own = overrides(kind, model=model, settings=settings, options=options)
     size = size.changed(**own | {"settings": own["settings"] | {"seed": seed}})
     for one in (size, *size.corpora.values()):
-        TransformerConfig("decoder", vocabulary=1, kernel=kernel, normaliser=normaliser, **one.model)
+        kind.config(**kind.stand_in, kernel=kernel, normaliser=normaliser, **one.model)
     fabric = make_fabric(accelerator=accelerator, devices=devices, num_nodes=num_nodes, strategy=strategy,
                          precision=precision, log_dir=log_dir)
     origin = provenance(fabric.device)
@@ -289,7 +291,7 @@ def _begin(
         label += f"-{prepared.data['fingerprint'][:8]}"     # two readers' folders may bear one name
     name = run_name(task, label, kernel, preset, seed, normaliser=normaliser, precision=precision, **own)
     size = size.of(prepared.data["corpus"])
-    config = TransformerConfig(**prepared.config, kernel=kernel, normaliser=normaliser, **size.model)
+    config = kind.config(**prepared.config, kernel=kernel, normaliser=normaliser, **size.model)
     return _Run(task, preset, size, fabric, prepared, config, name,
                 Path(out) if out is not None else Path("runs") / name, precision, origin)
 
@@ -333,7 +335,7 @@ def train(
     normaliser : str
         As in :func:`kernelbook.attention.attend`.
     model, settings, options : dict, optional
-        Instead of the preset's: numbers of :class:`kernelbook.models.TransformerConfig`, of
+        Instead of the preset's: numbers of the task's model, as of :class:`kernelbook.models.TransformerConfig`, of
         :class:`kernelbook.training.Settings`, and the task's options.
     resume : bool
         Whether to finish a run that was interrupted.
@@ -500,6 +502,9 @@ def evaluate(
     if about is None:
         raise ValueError(f"{checkpoint} does not say how its corpus was prepared; train the model anew with this "
                          "version of kernelbook")
+    if not isinstance(network.config, kind.config):
+        raise ValueError(f"{checkpoint} holds a {type(network).__name__}, and no model of {kind.name}: the file was "
+                         "put together from two")
     own = overrides(kind, options=options)["options"]
     size = Preset(Settings(**about["settings"]), {}, about["options"] | own, metadata=metadata)
     own_folder = corpus is None and data_dir is None and about["corpus"] not in CORPORA

@@ -256,8 +256,8 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, Any]) -> Path:
     ----------
     path : Path
         Where to.
-    model : Transformer
-        Its configuration is stored too.
+    model : Module
+        One that a task trains: its configuration is stored too, and the name of its class.
     metadata : dict
         Plain values: the task, the tokeniser's JSON, the name of the run.
 
@@ -270,7 +270,22 @@ def save_model(path: Path, model: nn.Module, metadata: dict[str, Any]) -> Path:
     FileError
         If it cannot be written.
     """
-    return save_tensors(path, model.state_dict(), {"kind": "model", "config": model.config.to_dict()} | metadata)
+    about = {"kind": "model", "class": type(model).__name__, "config": model.config.to_dict()}
+    return save_tensors(path, model.state_dict(), about | metadata)
+
+
+def _config_class(name: str, path: Path) -> type:
+    """Of the configuration of a model's class; a file names a class, it does not bring one."""
+    if name == "Transformer":
+        from ..models import TransformerConfig
+
+        return TransformerConfig
+    if name == "PathNetwork":
+        from ..paths.model import PathNetworkConfig
+
+        return PathNetworkConfig
+    raise FileError(f"{path} holds a model of the class {name!r}, which this version of kernelbook does not know "
+                    "(known: Transformer, PathNetwork)")
 
 
 def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
@@ -285,8 +300,8 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> tuple
 
     Returns
     -------
-    model : Transformer
-        In evaluation mode.
+    model : Module
+        In evaluation mode: a :class:`kernelbook.models.Transformer`, or a :class:`kernelbook.paths.PathNetwork`.
     metadata : dict
 
     Raises
@@ -294,8 +309,6 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> tuple
     FileError
         If there is no such file, it is damaged, or it is not a finished model.
     """
-    from ..models import Transformer, TransformerConfig
-
     path = Path(path)
     if path.is_dir():
         if not (path / "model.safetensors").exists() and (path / "state.safetensors").exists():
@@ -305,11 +318,12 @@ def load_model(path: Path | str, *, device: torch.device | str = "cpu") -> tuple
     if metadata.get("kind") != "model":
         raise FileError(f"{path} is not a finished model (kind: {metadata.get('kind')!r}); "
                         "name the model.safetensors of a run, or its folder")
+    kind = _config_class(metadata.get("class", "Transformer"), path)        # files were once written without
     try:
-        config = TransformerConfig.from_dict(metadata["config"])
+        config = kind.from_dict(metadata["config"])
     except (KeyError, TypeError) as error:
         raise FileError(f"the configuration in {path} cannot be read ({error!r}); make the model anew, or with the "
                         "version of kernelbook that wrote it") from error
-    model = Transformer(config)
+    model = config.build()
     _load_weights(model, tensors, path)
     return model.to(device).eval(), metadata
