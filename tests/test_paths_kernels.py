@@ -62,6 +62,7 @@ def test_path_inputs_are_products_of_attention(heads, seed):
 
 @given(heads=HEADS, seed=st.integers(0, 10_000), variance=st.sampled_from([1.0, 0.3]))
 def test_a_network_with_fixed_upper_layers_is_a_gaussian_process(heads, seed, variance):
+    # checks: thm-ap-gp
     # Layer by layer as defined.  The output is linear in the first weights, so its covariance is exact.
     x, attention, readout = data(heads, seed)
     widths = [4, 3, 5, 6][:len(heads) + 1]

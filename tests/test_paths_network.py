@@ -65,6 +65,7 @@ def by_loops(weights, inputs, attention, readout):
 
 @given(layers, st.integers(0, 999))
 def test_layers_loops_and_paths_agree(sizes, seed):
+    # checks: thm-ap-paths
     weights = draw_weights(4, generator=generator(seed), **sizes)
     problem = data(sizes["heads"], seed)
     xi = path_inputs(*problem)
@@ -111,6 +112,7 @@ def test_paths_are_numbered_with_the_first_head_slowest():
 
 @given(layers, st.integers(0, 999))
 def test_given_the_order_parameter_the_output_is_a_gaussian_process(sizes, seed):
+    # checks: thm-ap-gp
     # The output is linear in the first weights, so its covariance over them is exact linear algebra.
     weights = draw_weights(4, generator=generator(seed), **sizes)
     problem = data(sizes["heads"], seed)
@@ -121,6 +123,7 @@ def test_given_the_order_parameter_the_output_is_a_gaussian_process(sizes, seed)
 
 
 def test_moments_of_the_prior():
+    # checks: prp-ap-moments
     # Of a hierarchy of Wishart matrices: means, and second moments that depend on the widths.
     v_1, v_a, N_1, N_a, count = 0.8, 1.4, 3, 2, 200_000
     weights = draw_weights(1, heads=(2,), widths=(N_1, N_a), variances=(1, v_1, v_a), batch=(count,),

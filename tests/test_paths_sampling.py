@@ -50,6 +50,7 @@ def wide_enough(draw):
 @settings(max_examples=12)
 @given(wide_enough(), st.integers(0, 999))
 def test_the_density_is_that_of_the_action_and_the_gradient_its_slope(sizes, seed):
+    # checks: thm-fw-posterior
     paths = math.prod(sizes["heads"])
     kernels, y = path_kernels(normal(paths, 4, 5, seed=seed), variance=sizes["variances"][0]), normal(4, seed=seed + 1)
     target = _Hierarchy(architecture(**sizes), kernels, y, 0.3)
@@ -155,6 +156,7 @@ def by_weighting(sizes, features, kernels, y, temperature, count):
     ({"heads": (3,), "widths": (4, 2), "variances": (0.8, 1.5, 1.1)}, False),
 ])
 def test_both_chains_have_the_posterior(sizes, narrow):
+    # checks: thm-ap-gp, thm-ap-hierarchy
     xi, y, temperature = normal(math.prod(sizes["heads"]), 4, 6), 2 * normal(4, seed=1), 1.0
     kernels = path_kernels(xi, variance=sizes["variances"][0])
     mean, error = by_weighting(sizes, 6, kernels, y, temperature, 100_000)
@@ -172,6 +174,7 @@ def test_both_chains_have_the_posterior(sizes, narrow):
 
 
 def test_every_layer_carries_the_same_of_the_data():
+    # checks: thm-fw-virial
     # The likelihood knows only the product of all layers, so in the posterior, at any widths, the mean of
     # |V|^2 / sigma^2 exceeds the number of weights by the same amount in each of them: that of a' K a - tr(K_T^-1 K).
     sizes = {"heads": (2, 2), "widths": (2, 3, 2), "variances": (1.3, 0.7, 1.2, 0.9)}

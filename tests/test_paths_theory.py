@@ -95,6 +95,7 @@ def close(a, b, tolerance=1e-6):
 
 @given(p=problems(), seed=st.integers(0, 1000))
 def test_the_action_in_parts(p, seed):
+    # checks: thm-fw-posterior
     U = p.hierarchy(seed)
     a = Architecture(p.heads, p.widths, p.variances)
     S = action(U, p.kernels, p.y, **p.kwargs)
@@ -161,6 +162,7 @@ def test_the_solver_sees_the_same_action(p, seed):
 
 @given(p=problems())
 def test_a_solution_is_stationary_and_virial(p):
+    # checks: prp-fw-minimum, thm-fw-virial
     s = p.solve()
     assert s.action == pytest.approx(action(s.U, p.kernels, p.y, **p.kwargs).item(), rel=1e-12)
     for U, gradient in zip(s.U, action_gradients(s.U, p.kernels, p.y, **p.kwargs), strict=True):
@@ -179,6 +181,7 @@ def test_a_solution_is_stationary_and_virial(p):
 
 @given(p=problems(heads=((3,), (2, 2), (3, 2), (2, 1, 2))), seed=st.integers(0, 1000), data=st.data())
 def test_heads_of_a_layer_can_be_rotated(p, seed, data):
+    # checks: thm-fw-symmetry
     layer = data.draw(st.sampled_from([i for i, H in enumerate(p.heads) if H > 1]))
     s, R = p.solve(), rotation(seed, p.heads[layer])
     if data.draw(st.booleans()):                                        # relabelling is a rotation, too
@@ -190,6 +193,7 @@ def test_heads_of_a_layer_can_be_rotated(p, seed, data):
 
 
 def test_paths_cannot_be_rotated_freely():
+    # checks: thm-fw-symmetry
     # The control: a rotation that mixes paths across layers is no symmetry.
     p = Problem((2, 2), (5, 8, 12), (1, 1, 1, 1), 0.05, 3)
     s, R = p.solve(), rotation(4, 4)
@@ -198,6 +202,7 @@ def test_paths_cannot_be_rotated_freely():
 
 @given(p=problems(heads=((2,), (2, 2), (3, 2), (2, 1, 2))), data=st.data())
 def test_cloning_all_heads_of_a_layer_changes_nothing(p, data):
+    # checks: thm-fw-symmetry
     layer = data.draw(st.integers(0, len(p.heads) - 1))
     by_head = p.xi.reshape(*p.heads, *p.xi.shape[1:])
     cloned = torch.cat([by_head, by_head], layer).flatten(0, len(p.heads) - 1)
@@ -208,6 +213,7 @@ def test_cloning_all_heads_of_a_layer_changes_nothing(p, data):
 
 
 def test_cloning_one_head_does_change_something():
+    # checks: thm-fw-symmetry
     p = Problem((2, 2), (5, 8, 12), (1, 1, 1, 1), 0.05, 3)
     by_head = p.xi.reshape(2, 2, 8, 6)
     s, c = p.solve(), p.solve(path_kernels(torch.cat([by_head, by_head[:1]]).flatten(0, 1)), heads=(3, 2))
@@ -216,6 +222,7 @@ def test_cloning_one_head_does_change_something():
 
 @given(p=problems(heads=((2,), (2, 2), (3, 2), (2, 3, 1))), data=st.data())
 def test_a_dead_head(p, data):
+    # checks: thm-fw-symmetry
     layer = data.draw(st.sampled_from([i for i, H in enumerate(p.heads) if H > 1]))
     H, count = p.heads[layer], len(p.heads)
     alive = p.xi.reshape(*p.heads, *p.xi.shape[1:]).narrow(layer, 0, H - 1)
@@ -272,6 +279,7 @@ def test_monotone_in_a_common_scale_of_all_widths(p):
 @given(p=problems())
 @settings(max_examples=10)
 def test_large_width(p):
+    # checks: thm-fw-large
     errors = []
     for factor in (1e3, 1e4):
         widths = [factor * N for N in p.widths]
@@ -286,6 +294,7 @@ def test_large_width(p):
 
 @given(layers=st.integers(1, 3), seed=st.integers(0, 1000), data=st.data())
 def test_a_single_path_of_any_depth(layers, seed, data):
+    # checks: prp-fw-single
     widths = data.draw(st.lists(st.integers(2, 50), min_size=layers + 1, max_size=layers + 1))
     p = Problem((1,) * layers, widths, (0.8, *[1.3] * layers, 0.6), 0.05, seed)
     s = p.solve()
@@ -300,6 +309,7 @@ def test_a_single_path_of_any_depth(layers, seed, data):
 
 @pytest.mark.parametrize("load, scale", [(0.4, 1.0), (3.0, 0.7)])
 def test_the_cubic(load, scale):
+    # checks: prp-fw-single
     P, N = 12, 12 / load
     xi, y = random(5, 1, P, 20), torch.sign(random(6, P))
     C = path_kernels(xi)
