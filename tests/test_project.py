@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import tomllib
@@ -65,3 +66,11 @@ def test_every_planted_bug_has_one_place():
     for path in (ROOT / "tests" / "mutants").glob("*.yml"):
         for bug in yaml.safe_load(path.read_text("utf8")):
             assert (ROOT / bug["file"]).read_text("utf8").count(bug["find"]) == 1, f"{path.name}: {bug['bug']}"
+
+
+def test_records_keep_no_text_of_corpora_that_are_not_ours():
+    """What was read from a reader's folder may not be passed on: such a record has numbers only."""
+    records = [json.loads(path.read_text()) for path in (ROOT / "results").rglob("*.json")]
+    records = [r for r in records if "samples" in r]
+    assert any(r["samples"] for r in records)
+    assert [r["name"] for r in records if r["samples"] and r["data"]["origin"] == "directory"] == []
