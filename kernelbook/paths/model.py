@@ -11,7 +11,7 @@ takes as given.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -228,11 +228,26 @@ class PathNetwork(nn.Module):
         for layer in reversed(range(self.config.layers)):
             # Paths in C-order: the head of the earliest layer varies slowest.
             vectors = (vectors[:, None] @ self._attention(tokens, layer)).flatten(1, 2)
-        return torch.einsum("pci,ci->p", vectors @ tokens, self._coefficients(tuple(removed)))
+        return torch.einsum("pci,ci->p", vectors @ tokens, self.coefficients(removed))
 
-    def _coefficients(self, removed: Sequence[tuple[int, int]]) -> Float[Tensor, "Pi N_0"]:
-        """What the path inputs are multiplied by."""
-        V, heads = self.weights[0][0], self.config.head_counts
+    def coefficients(self, removed: Iterable[tuple[int, int]] = ()) -> Float[Tensor, "Pi N_0"]:
+        r"""What the path inputs are multiplied by: :math:`f=\sum_\pi c^\pi\cdot\xi^\pi`.
+
+        Parameters
+        ----------
+        removed : iterable of pairs
+            As in :meth:`forward`.
+
+        Returns
+        -------
+        Tensor
+
+        Raises
+        ------
+        ValueError
+            If there is no such head, or a layer is left without one.
+        """
+        V, heads, removed = self.weights[0][0], self.config.head_counts, tuple(removed)
         c = path_weights(list(self.weights)) @ V / math.sqrt(V.numel() * math.prod(heads))
         if removed:
             c = c * self.kept_paths(removed).to(c)[:, None]

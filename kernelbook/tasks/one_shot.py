@@ -165,6 +165,19 @@ class OneShot:
         f = self.outputs(model, self.valid, device)
         return {"valid_loss": F.mse_loss(f, self.valid.labels).item(), "valid_accuracy": _share(f, self.valid.labels)}
 
+    def further(self, count: int, purpose: str) -> Episodes:
+        """Episodes of the classes that are trained on, a function of (seed, purpose); no batch is drawn like them.
+
+        Parameters
+        ----------
+        count : int
+            How many.
+        purpose : str
+            Any word.
+        """
+        return episodes(self._images, count, channels=CHANNELS,
+                        generator=seeded(f"one-shot/{self.settings.seed}/{purpose}/{count}"))
+
     def held_out(self, split: str, kind: str) -> Episodes:
         """Episodes of a split, the same in every run of as many.
 
