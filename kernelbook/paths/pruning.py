@@ -157,7 +157,7 @@ class GridPoint:
         :math:`N`, infinite for the limit, and :math:`T`.
     accuracy, loss : float
         On the validation episodes: share of right answers of the mean predictor, and its mean squared error.
-    solution : Solution
+    solution : kernelbook.paths.Solution
     coefficients : Tensor
         Of the mean predictor, see :func:`theory_coefficients`.
     """
@@ -401,7 +401,7 @@ def pruned_theories(
 
     Parameters
     ----------
-    solution : Solution
+    solution : kernelbook.paths.Solution
         It carries the kernels and labels of the training episodes.
     training : PathEpisodes
         The same as those.
