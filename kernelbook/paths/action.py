@@ -299,7 +299,7 @@ def action_gradients(
     r"""The derivatives of :func:`action`, symmetric matrices :math:`\partial S/\partial U^{(l)}`.
 
     .. math::
-       \frac{\partial S}{\partial U^{(l)}}&=N_l\bigl[\sigma_l^{-2}(I\otimes U^{(l+1)})^{-1}-U^{(l)-1}\bigr]
+       \frac{\partial S}{\partial U^{(l)}}=N_l\bigl[\sigma_l^{-2}(I\otimes U^{(l+1)})^{-1}-U^{(l)-1}\bigr]
        +N_{l-1}\bigl[H_{l-1}U^{(l)-1}-\sigma_{l-1}^{-2}U^{(l)-1}u^{(l-1)}U^{(l)-1}\bigr],
 
     where for :math:`l=1` the second bracket is replaced by
