@@ -225,6 +225,13 @@ def test_the_record_of_a_network_says_what_the_parts_say(setting):
 
         assert [found[who]["accuracy"][name] for who in ("network", "theory", "infinite_width")] == near(
             pruned_networks(network, [[]])[0], choice.best.coefficients, limit.best.coefficients)
+        for who, U in (("diagonal", choice.best.solution.U[0].diag().diag()),
+                       ("network_kernel", network.order_parameter())):
+            tried = [theory_coefficients(U, path_kernels(train.inputs), train, temperature=T)
+                     for T in grid["temperatures"]]
+            best = max(range(2), key=lambda i: accuracy(tried[i], valid))
+            assert found[who]["temperature"] == grid["temperatures"][best]
+            assert [found[who]["accuracy"][name]] == near(tried[best])
         assert [p["accuracy"][name] for p in found["by_width"]] == near(
             *(p.coefficients for p in choice.best_of_each_width))
         for orders in found["orders"].values():

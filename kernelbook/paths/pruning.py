@@ -38,10 +38,10 @@ __all__ = ["TEMPERATURES", "WIDTHS", "Choice", "GridPoint", "PathEpisodes", "acc
            "magnitude_scores", "output_scores", "path_episodes", "pruned_networks", "pruned_theories", "random_order",
            "removal_order", "theory_coefficients"]
 
-WIDTHS = (10, 30, 100, 300, 1000)
+WIDTHS = (5, 10, 30, 100, 300, 1000)
 """Widths :math:`N` that are tried, all layers' the same."""
 
-TEMPERATURES = (0.01, 0.03, 0.1, 0.3, 1.0)
+TEMPERATURES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.5, 1.0)
 """Temperatures that are tried with each."""
 
 Head = tuple[int, int]
@@ -476,6 +476,9 @@ def examine(
             ``overlaps`` (:func:`~kernelbook.paths.task_alignment`) and ``alignment``
             (:func:`~kernelbook.paths.kernel_alignment`) of their kernels on the training episodes; of the first two
             the order parameter ``U``; and of the theory the chosen ``width``.
+        ``diagonal``, ``network_kernel``
+            Predictors at other order parameters, that of the theory with all entries off the diagonal erased, and that
+            of the network: ``accuracy``, and the ``temperature`` that is best on the validation episodes.
         ``grid``
             All that was tried, on the validation episodes; where ``width`` is none, it is infinite.
         ``by_width``
@@ -511,9 +514,12 @@ def examine(
     removed = [[], *single, *(part for each in orders.values() for order in each for part in _sets(order))]
     places = list(dict.fromkeys(map(frozenset, removed)))               # each set of heads once, in whatever order
     ways = [sorted(place) for place in places]
+    fixed = {"diagonal": solution.U[0].diag().diag(), "network_kernel": network.order_parameter()}
+    ridge = {name: _temper(U, kernels, train, own, temperatures) for name, U in fixed.items()}
     predictors = torch.cat([pruned_networks(network, ways), pruned_theories(solution, train, ways),
                             torch.stack([p.coefficients for p in (*limit.best_of_each_width,
-                                                                  *choice.best_of_each_width)])])
+                                                                  *choice.best_of_each_width)]),
+                            torch.stack([c for _, c in ridge.values()])])
     found: dict[str, list[float]] = {}
     counts = {"training": len(training)}
     for name, episodes in itertools.chain(sets, tests):
@@ -536,12 +542,14 @@ def examine(
                 "overlaps": task_alignment(K, of.labels).overlaps[:components].tolist()}
 
     best, after = choice.best, 2 * len(places)
+    last = len(predictors) - len(ridge)
     return _plain({
         "heads": heads, "widths": network.config.widths, "episodes": counts,
         "network": {"accuracy": of(0), "U": network.order_parameter().tolist()},
         "theory": {"width": best.width, "temperature": best.temperature, "accuracy": of(len(places)),
                    "U": solution.U[0].tolist(), **kernel(solution)},
         "infinite_width": {"temperature": limit.best.temperature, "accuracy": of(after), **kernel(infinite)},
+        **{name: {"temperature": T, "accuracy": of(last + i)} for i, (name, (T, _)) in enumerate(ridge.items())},
         "grid": [{"width": p.width, "temperature": p.temperature, "accuracy": p.accuracy, "loss": p.loss,
                   "gradient_norm": p.solution.gradient_norm, "converged": p.solution.converged,
                   "evaluations": p.solution.evaluations} for p in (*limit.grid, *choice.grid)],
@@ -552,6 +560,15 @@ def examine(
         "single": [{"head": way[0], **{who: {name: v[0] for name, v in on.items()}
                                        for who, on in without([way]).items()}} for way in single],
     })
+
+
+def _temper(
+    U: Tensor, kernels: Tensor, training: PathEpisodes, validation: PathEpisodes, temperatures: Sequence[float]
+) -> tuple[float, Tensor]:
+    """The temperature with the highest accuracy on validation episodes at a given order parameter; its predictor."""
+    found = torch.stack([theory_coefficients(U, kernels, training, temperature=T) for T in temperatures])
+    at = int(accuracy(found, validation).argmax())
+    return temperatures[at], found[at]
 
 
 def _plain(value: Any) -> Any:
