@@ -1,7 +1,7 @@
 """Time until a small gradient of the action of attention paths: ``python benchmarks/paths.py [--write]``.
 
 The peer is what one would write first: Adam on the order parameters themselves, symmetrised, from the limit of infinite
-width, on the same action divided by the largest width, with gradients by autograd; step 0.1, and 20,000 steps at most.
+width, on the same action divided by the largest width, with gradients by autograd; step 0.1, and 5,000 steps at most.
 How far each has come is measured in one way for both, outside of the clock, by the norm of the gradient in the solver's
 coordinates (Adam is looked at after every ten steps).  Both are timed in one process, in turn, on one thread, and what
 counts is the ratio.  Times are of the solve; kernels between paths are given.
@@ -29,7 +29,7 @@ from kernelbook.paths.network import bilinear_attention
 from kernelbook.results import provenance
 
 LEVELS = (1e-2, 1e-4, 1e-6)             # of the norm of the gradient
-WIDTHS, ROUNDS, STEPS = (10, 100, 1000), 3, 20_000
+WIDTHS, ROUNDS, STEPS = (10, 100, 1000), 3, 5_000
 COMMAND = "python benchmarks/paths.py --write"
 
 
