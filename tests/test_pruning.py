@@ -219,14 +219,24 @@ def test_the_record_of_a_network_says_what_the_parts_say(setting):
     assert [p["width"] for p in found["grid"]] == [None, None, 5, 5, 50, 50]
     assert [p["accuracy"] for p in found["grid"]] == pytest.approx([p.accuracy for p in (*limit.grid, *choice.grid)],
                                                                    rel=1e-5)
+    U, draws = choice.best.solution.U[0], torch.Generator().manual_seed(3)
+    for _ in range(2):
+        random_order(HEADS, generator=draws)
+    sizes = {"widths": (choice.best.width,) * 3, "temperature": choice.best.temperature, "tol": 1e-4}
+    separate = path_kernels(train.inputs) * torch.eye(6)[:, :, None, None]
+    apart = solve_order_parameters(separate, train.labels, heads=HEADS, variances=(1,) * 4, **sizes).U[0]
+    assert (apart - apart.diag().diag()).abs().max() < 1e-3             # nothing ties the paths to each other
+    controls = {
+        "diagonal": U.diag().diag(), "levelled": U / (U.diag()[:, None] * U.diag()).sqrt(), "apart": apart,
+        "permuted": solved(train._replace(labels=train.labels[torch.randperm(40, generator=draws)]), **sizes).U[0],
+        "network_kernel": network.order_parameter()}
     for name, part in (("valid", valid), ("test", test)):
         def near(*coefficients):
             return pytest.approx(accuracy(torch.stack(coefficients), part).tolist(), rel=1e-5)      # noqa: B023
 
         assert [found[who]["accuracy"][name] for who in ("network", "theory", "infinite_width")] == near(
             pruned_networks(network, [[]])[0], choice.best.coefficients, limit.best.coefficients)
-        for who, U in (("diagonal", choice.best.solution.U[0].diag().diag()),
-                       ("network_kernel", network.order_parameter())):
+        for who, U in controls.items():
             tried = [theory_coefficients(U, path_kernels(train.inputs), train, temperature=T)
                      for T in grid["temperatures"]]
             best = max(range(2), key=lambda i: accuracy(tried[i], valid))

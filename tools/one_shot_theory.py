@@ -92,14 +92,14 @@ def main() -> None:
               f"{'' if event['converged'] else ', did not converge'}", file=sys.stderr, flush=True)
 
     for folder in args.runs:
-        record, path = finished(folder)
-        if path is None and args.out is None:
-            sys.exit(f"there is no record of {record.name}; keep it with: python tools/keep_run.py {folder}")
-        print(record.name, file=sys.stderr)
-        try:
+        try:                                            # errors of files and data are RuntimeErrors
+            record, path = finished(folder)
+            if path is None and args.out is None:
+                sys.exit(f"there is no record of {record.name}; keep it with: python tools/keep_run.py {folder}")
+            print(record.name, file=sys.stderr)
             found = theory_of(folder, data_dir=args.data_dir, training=args.training, least=args.least, report=progress,
                               widths=args.widths, temperatures=args.temperatures)
-        except (ValueError, RuntimeError) as error:     # those of files and data are of the second kind
+        except (ValueError, RuntimeError) as error:
             sys.exit(f"error: {error}")
         print(write_whole((args.out or path.parent) / f"{record.name}-theory.json",
                           json.dumps(found, ensure_ascii=False) + "\n"))

@@ -476,9 +476,12 @@ def examine(
             ``overlaps`` (:func:`~kernelbook.paths.task_alignment`) and ``alignment``
             (:func:`~kernelbook.paths.kernel_alignment`) of their kernels on the training episodes; of the first two
             the order parameter ``U``; and of the theory the chosen ``width``.
-        ``diagonal``, ``network_kernel``
-            Predictors at other order parameters, that of the theory with all entries off the diagonal erased, and that
-            of the network: ``accuracy``, and the ``temperature`` that is best on the validation episodes.
+        ``diagonal``, ``levelled``, ``apart``, ``permuted``, ``network_kernel``
+            Predictors at other order parameters, with ``accuracy``, and the ``temperature`` that is best on the
+            validation episodes: that of the theory with all entries off the diagonal erased; the same with its diagonal
+            levelled to 1, so that only correlations are left; that of a theory whose paths cannot interact, with
+            kernels between different paths erased before it is solved for; that of the theory of permuted labels; and
+            that of the network.
         ``grid``
             All that was tried, on the validation episodes; where ``width`` is none, it is infinite.
         ``by_width``
@@ -514,7 +517,7 @@ def examine(
     removed = [[], *single, *(part for each in orders.values() for order in each for part in _sets(order))]
     places = list(dict.fromkeys(map(frozenset, removed)))               # each set of heads once, in whatever order
     ways = [sorted(place) for place in places]
-    fixed = {"diagonal": solution.U[0].diag().diag(), "network_kernel": network.order_parameter()}
+    fixed = _controls(choice.best, train, heads, generator) | {"network_kernel": network.order_parameter()}
     ridge = {name: _temper(U, kernels, train, own, temperatures) for name, U in fixed.items()}
     predictors = torch.cat([pruned_networks(network, ways), pruned_theories(solution, train, ways),
                             torch.stack([p.coefficients for p in (*limit.best_of_each_width,
@@ -560,6 +563,25 @@ def examine(
         "single": [{"head": way[0], **{who: {name: v[0] for name, v in on.items()}
                                        for who, on in without([way]).items()}} for way in single],
     })
+
+
+def _controls(
+    point: GridPoint, training: PathEpisodes, heads: Sequence[int], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Order parameters that keep a part of what the theory has found, at its width and temperature."""
+    U, kernels, labels = point.solution.U[0], point.solution.kernels, training.labels
+    scale = U.diag().rsqrt()
+    found = {"diagonal": U.diag().diag(), "levelled": scale[:, None] * U * scale}
+    alone = torch.eye(len(U)).to(kernels)[:, :, None, None]
+    shuffled = labels[torch.randperm(len(labels), generator=generator)]
+    for name, C, y in (("apart", kernels * alone, labels), ("permuted", kernels, shuffled)):
+        solution = solve_order_parameters(C, y, heads=heads, widths=(point.width,) * (len(heads) + 1),
+                                          variances=(1.0,) * (len(heads) + 2), temperature=point.temperature, tol=1e-4)
+        if not solution.converged:
+            raise RuntimeError(f"the order parameter of the control {name!r} only reached a gradient norm of "
+                               f"{solution.gradient_norm:.3g}; choose among higher temperatures")
+        found[name] = solution.U[0]
+    return found
 
 
 def _temper(
