@@ -8,7 +8,7 @@ taken one after the other.  The episodes of the test are those of the record, an
 it says.
 
 A run with 16 paths takes about two minutes of one core, most of it for the order parameters at 42 pairs of a width and
-a temperature, and 2 GB of memory; --widths and --temperatures make it shorter.
+a temperature, and 2.5 GB of memory; --widths and --temperatures make it shorter.
 
 Experiments do not keep their models unless they are told to: kernelbook results run ... --keep-models.
 """

@@ -517,7 +517,8 @@ def examine(
     removed = [[], *single, *(part for each in orders.values() for order in each for part in _sets(order))]
     places = list(dict.fromkeys(map(frozenset, removed)))               # each set of heads once, in whatever order
     ways = [sorted(place) for place in places]
-    fixed = _controls(choice.best, train, heads, generator) | {"network_kernel": network.order_parameter()}
+    trained = network.order_parameter()
+    fixed = _controls(solution, generator) | {"network_kernel": trained}
     ridge = {name: _temper(U, kernels, train, own, temperatures) for name, U in fixed.items()}
     predictors = torch.cat([pruned_networks(network, ways), pruned_theories(solution, train, ways),
                             torch.stack([p.coefficients for p in (*limit.best_of_each_width,
@@ -548,7 +549,7 @@ def examine(
     last = len(predictors) - len(ridge)
     return _plain({
         "heads": heads, "widths": network.config.widths, "episodes": counts,
-        "network": {"accuracy": of(0), "U": network.order_parameter().tolist()},
+        "network": {"accuracy": of(0), "U": trained.tolist()},
         "theory": {"width": best.width, "temperature": best.temperature, "accuracy": of(len(places)),
                    "U": solution.U[0].tolist(), **kernel(solution)},
         "infinite_width": {"temperature": limit.best.temperature, "accuracy": of(after), **kernel(infinite)},
@@ -565,18 +566,16 @@ def examine(
     })
 
 
-def _controls(
-    point: GridPoint, training: PathEpisodes, heads: Sequence[int], generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Order parameters that keep a part of what the theory has found, at its width and temperature."""
-    U, kernels, labels = point.solution.U[0], point.solution.kernels, training.labels
+def _controls(theory: Solution, generator: torch.Generator) -> dict[str, Tensor]:
+    """Order parameters that keep a part of what the theory has found, at its widths and temperature."""
+    U, kernels, labels = theory.U[0], theory.kernels, theory.labels
     scale = U.diag().rsqrt()
     found = {"diagonal": U.diag().diag(), "levelled": scale[:, None] * U * scale}
     alone = torch.eye(len(U)).to(kernels)[:, :, None, None]
     shuffled = labels[torch.randperm(len(labels), generator=generator)]
     for name, C, y in (("apart", kernels * alone, labels), ("permuted", kernels, shuffled)):
-        solution = solve_order_parameters(C, y, heads=heads, widths=(point.width,) * (len(heads) + 1),
-                                          variances=(1.0,) * (len(heads) + 2), temperature=point.temperature, tol=1e-4)
+        solution = solve_order_parameters(C, y, heads=theory.heads, widths=theory.widths, variances=theory.variances,
+                                          temperature=theory.temperature, tol=1e-4)
         if not solution.converged:
             raise RuntimeError(f"the order parameter of the control {name!r} only reached a gradient norm of "
                                f"{solution.gradient_norm:.3g}; choose among higher temperatures")
